@@ -1,0 +1,163 @@
+"""What an adapter declares, and the registry through which the engine meets them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from camhook.errors import CamhookError, LayoutError
+
+__all__ = ["Adapter", "Layout", "adapters", "register"]
+
+ENTRY_POINT_GROUP = "camhook.adapters"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which axes of a features tensor are channels and which are positions.
+
+    Parameters
+    ----------
+    axes
+        ``"NCHW"`` for (B, C, h, w), ``"NHWC"`` for (B, h, w, C), ``"NLC"`` for (B, N, C) tokens.
+    num_prefix_tokens
+        How many tokens at the start (class, distillation, register tokens) belong to no position; ``"NLC"`` only.
+    patch_size
+        (rows, columns) of input pixels for each token, where it is known; else the grid is worked out from the input's
+        aspect ratio.
+
+    Examples
+    --------
+    >>> Layout("NLC", num_prefix_tokens=1).grid_size((2, 3073, 64), (1024, 768))
+    (64, 48)
+    """
+
+    axes: Literal["NCHW", "NHWC", "NLC"]
+    num_prefix_tokens: int = 0
+    patch_size: tuple[int, int] | None = None
+
+    def grid_size(self, shape: tuple[int, ...], input_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid (h, w) of features of that shape, made from an input of that (height, width).
+
+        Raises
+        ------
+        LayoutError
+            If the shape does not fit the layout, or no single grid fits the number of tokens.
+        """
+        if len(shape) != len(self.axes):
+            raise LayoutError(f"Features of shape {shape} were found where {self.axes} was expected. Pass adapter= with the right layout.")
+        if self.axes == "NCHW":
+            return shape[2], shape[3]
+        if self.axes == "NHWC":
+            return shape[1], shape[2]
+        positions = shape[1] - self.num_prefix_tokens
+        if self.patch_size is not None:
+            height, width = (size // patch for size, patch in zip(input_size, self.patch_size, strict=True))
+            if height * width == positions:
+                return height, width
+        return _grid_of(positions, input_size)
+
+    def split(self, features: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Return the positions as (B, C, h, w), a view where the layout allows, and the prefix tokens (B, P, C) or None."""
+        if self.axes == "NCHW":
+            return features, None
+        if self.axes == "NHWC":
+            return features.permute(0, 3, 1, 2), None
+        tokens = features[:, self.num_prefix_tokens :]
+        prefix = features[:, : self.num_prefix_tokens] if self.num_prefix_tokens else None
+        return tokens.transpose(1, 2).unflatten(2, grid_size), prefix
+
+    def join(self, positions: Tensor, prefix: Tensor | None) -> Tensor:
+        """Undo `split`."""
+        if self.axes == "NCHW":
+            return positions
+        if self.axes == "NHWC":
+            return positions.permute(0, 2, 3, 1)
+        tokens = positions.flatten(2).transpose(1, 2)
+        return tokens if prefix is None else torch.cat((prefix, tokens), 1)
+
+
+def _grid_of(positions: int, input_size: tuple[int, int]) -> tuple[int, int]:
+    """Find h and w with h * w = positions that one stride explains on both axes (up to rounding at the edges)."""
+    height, width = input_size
+    fits = []
+    for h in range(1, positions + 1):
+        if positions % h:
+            continue
+        w = positions // h
+        # A stride of r gives floor(height / r) to ceil(height / r) rows; both axes must share one r.
+        low = max(height / (h + 1), width / (w + 1))
+        high = min(height / (h - 1) if h > 1 else math.inf, width / (w - 1) if w > 1 else math.inf)
+        if low < high:
+            fits.append((abs(math.log(h * width / (w * height))), h, w))
+    fits.sort()
+    if not fits or (len(fits) > 1 and math.isclose(fits[0][0], fits[1][0], abs_tol=1e-9)):
+        raise LayoutError(
+            f"{positions} tokens from an input of {height} x {width} pixels fit "
+            f"{'no grid' if not fits else 'several grids'} with one stride on both axes. "
+            "Pass adapter= with a Layout that states num_prefix_tokens and patch_size."
+        )
+    return fits[0][1:]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A family's way of pooling and of laying out its positions.
+
+    Parameters
+    ----------
+    name
+        Unique name, shown by ``describe()``.
+    pooling
+        The pooling step that turns many positions into one vector. The engine verifies it numerically on the tail.
+    layouts
+        Given the model and the shape of the features, the layouts that may apply, most likely first. The engine takes
+        the first that passes its numerical check: nothing is taken on trust.
+    applies
+        Whether the adapter is for this model.
+    target_layer
+        Name of the module whose output holds the positions, where it is not what ``forward_head`` is given.
+    """
+
+    name: str
+    pooling: Literal["mean"]
+    layouts: Callable[[nn.Module, tuple[int, ...]], Iterable[Layout]]
+    applies: Callable[[nn.Module], bool] = lambda model: True
+    target_layer: str | None = None
+
+
+_registry: dict[str, Adapter] = {}
+_loaded_entry_points = False
+
+
+def register(adapter: Adapter) -> Adapter:
+    """Add an adapter; later ones are asked first.
+
+    Third parties register without being imported through an entry point of the group ``camhook.adapters`` that names
+    an `Adapter`.
+
+    Raises
+    ------
+    CamhookError
+        If another adapter has that name.
+    """
+    if _registry.get(adapter.name, adapter) is not adapter:
+        raise CamhookError(f"An adapter named {adapter.name!r} is registered already. Give yours another name.")
+    _registry[adapter.name] = adapter
+    return adapter
+
+
+def adapters() -> list[Adapter]:
+    """Return the registered adapters in the order in which they are asked."""
+    global _loaded_entry_points
+    if not _loaded_entry_points:
+        _loaded_entry_points = True
+        for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+            register(entry_point.load())
+    return list(reversed(_registry.values()))

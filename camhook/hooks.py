@@ -1,0 +1,116 @@
+"""Forward hooks that live only inside a ``with`` block, see only the thread that set them, and leave nothing behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camhook.errors import HookError
+from camhook.tracing import FeaturePoint
+
+__all__ = ["capturing", "evaluating", "replacing"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode and put each back as it was, whatever happens in between.
+
+    The flags are set directly: `Module.train` may be overridden with effects that calling it again would not undo.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def capturing(model: nn.Module, points: Sequence[FeaturePoint]) -> Iterator[dict[FeaturePoint, Tensor]]:
+    """Collect the tensors at these points while the model runs, without a copy.
+
+    Raises
+    ------
+    HookError
+        On leaving the block, if the forward pass did not go through one of the points.
+    """
+    captured: dict[FeaturePoint, Tensor] = {}
+
+    def keep(point: FeaturePoint) -> Callable[[Any], None]:
+        def visit(value: Any) -> None:
+            tensor = _single_tensor(value)
+            if tensor is None:
+                raise HookError(
+                    f"{point}: a tensor was expected there and {type(value).__name__} was found. "
+                    "Wrap the model again, or choose another target_layer."
+                )
+            captured[point] = tensor.detach().clone() if point.overwritten else tensor.detach()
+
+        return visit
+
+    with _visiting(model, {point: keep(point) for point in points}):
+        yield captured
+    missing = [str(point) for point in points if point not in captured]
+    if missing:
+        raise HookError(
+            f"The forward pass did not go through {', '.join(missing)}, where the map is read. Was the model changed, "
+            "compiled or scripted after wrapping? Wrap it again, or name another target_layer."
+        )
+
+
+@contextmanager
+def replacing(model: nn.Module, point: FeaturePoint, tensor: Tensor) -> Iterator[None]:
+    """Make the model go on with this tensor from the point onwards."""
+    with _visiting(model, {point: lambda value: (tensor,) if isinstance(value, tuple) else tensor}):
+        yield
+
+
+@contextmanager
+def _visiting(model: nn.Module, visits: Mapping[FeaturePoint, Callable[[Any], Any]]) -> Iterator[None]:
+    modules = dict(model.named_modules())
+    owner = threading.get_ident()
+    handles = []
+
+    def at(point: FeaturePoint, visit: Callable[[Any], Any]) -> Callable[..., Any]:
+        calls = 0
+
+        def hook(module: nn.Module, args: Any, output: Any = None) -> Any:
+            nonlocal calls
+            if threading.get_ident() != owner:  # another thread is serving with the same model
+                return None
+            calls += 1
+            if calls != point.call + 1:
+                return None
+            return visit(args if point.side == "input" else output)
+
+        return hook
+
+    try:
+        for point, visit in visits.items():
+            if point.module not in modules:
+                raise HookError(
+                    f"The model no longer has the module {point.module!r}, where the map is read. Wrap it again."
+                )
+            register = (
+                modules[point.module].register_forward_pre_hook
+                if point.side == "input"
+                else modules[point.module].register_forward_hook
+            )
+            handles.append(register(at(point, visit)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _single_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    return value if isinstance(value, torch.Tensor) else None

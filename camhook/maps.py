@@ -1,0 +1,56 @@
+"""Pure tensor arithmetic on maps: nothing here knows of models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["RELATIVE_TOLERANCE", "class_maps", "completeness_error", "contrasted", "rivals", "tolerance"]
+
+RELATIVE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far a map may miss the logit, relative to the largest absolute logit of its image, by the dtype the model ran in."""
+
+
+def class_maps(weights: Tensor, positions: Tensor) -> Tensor:
+    r"""Class activation maps :math:`M_c(p) = \sum_k w_{ck} A_k(p)` (Zhou et al. 2016, equation 2).
+
+    Parameters
+    ----------
+    weights
+        Effective weights, shape (B, T, C).
+    positions
+        Features, shape (B, C, h, w).
+
+    Returns
+    -------
+    Tensor
+        Maps of shape (B, T, h, w), whose mean over positions is the classes' share of the logit that comes from positions.
+
+    Examples
+    --------
+    >>> class_maps(torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[[1.0, 3.0]], [[4.0, 1.0]]]]))
+    tensor([[[[-2.,  5.]]]])
+    """
+    return torch.bmm(weights, positions.flatten(2)).unflatten(2, positions.shape[2:])
+
+
+def completeness_error(maps: Tensor, offset: Tensor, score: Tensor) -> Tensor:
+    """Return how far each map's mean plus its offset misses the model's own score, (B, T), in logits."""
+    return (maps.mean((2, 3)) + offset - score).abs()
+
+
+def tolerance(logits: Tensor, *dtypes: torch.dtype) -> Tensor:
+    """Return the largest error, (B,), that rounding in the coarsest of these dtypes explains."""
+    return max(RELATIVE_TOLERANCE[dtype] for dtype in dtypes) * logits.abs().amax(1)
+
+
+def rivals(logits: Tensor, target: Tensor, count: int = 10) -> Tensor:
+    """Return the classes with the highest logits beside the target: (B, count) for each of (B, T), so (B, T, count)."""
+    count = min(count, logits.shape[1] - 1)
+    others = logits[:, None, :].expand(-1, target.shape[1], -1).scatter(2, target[..., None], float("-inf"))
+    return others.topk(count, dim=2).indices
+
+
+def contrasted(values: Tensor, others: Tensor) -> Tensor:
+    """Subtract from each class's value (B, T, ...) the mean over those it is contrasted with (B, T, R, ...)."""
+    return values - others.mean(2)

@@ -1,0 +1,150 @@
+"""One forward on the meta device: which tensor does the tail read? The live model is neither run nor touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from camhook.errors import LayoutError, UnsupportedModelError
+from camhook.skeletons import Skeleton
+
+__all__ = ["Event", "FeaturePoint", "Trace", "trace"]
+
+
+@dataclass(frozen=True)
+class FeaturePoint:
+    """The tensor that a map is read from: what goes into, or comes out of, one call of one module."""
+
+    module: str
+    side: Literal["input", "output"] = "output"
+    call: int = 0
+    overwritten: bool = False
+    """A later step changes the tensor in place, so it has to be copied when it is captured."""
+
+    def __str__(self) -> str:
+        name = self.module or "(the model itself)"
+        return name if self.side == "output" else f"input of {name}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One tensor that went into or came out of a module, and its version count at that moment."""
+
+    point: FeaturePoint
+    tensor: Tensor
+    version: int
+    in_head: bool
+
+    @property
+    def is_spatial(self) -> bool:
+        """Whether the tensor still has more than one position: (B, C, h, w), (B, h, w, C) or (B, N, C)."""
+        shape = self.tensor.shape
+        return (len(shape) == 4 and shape[2] * max(shape[1], shape[3]) > 1) or (len(shape) == 3 and shape[1] > 1)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward on the meta device told."""
+
+    skeleton: Skeleton
+    events: tuple[Event, ...]
+    features: Any
+    """What ``forward_features`` returned, or None for a model that has no such method."""
+    has_forward_head: bool
+    inputs: Tensor
+    output: Any
+
+    def candidates(self, target_layer: str | None = None) -> Iterator[Event]:
+        """Yield the points a map could be read from, best first.
+
+        First what ``forward_head`` is given, then tensors within the head, last one first. For a model without that
+        split, every spatial tensor from the last one back.
+        """
+        if target_layer is not None:
+            yield from self._of_layer(target_layer)
+            return
+        tensors = [e.tensor for e in reversed(self.events) if e.is_spatial and (e.in_head or not self.has_forward_head)]
+        if isinstance(self.features, Tensor):
+            tensors.insert(0, self.features)
+        seen: set[int] = set()
+        for tensor in tensors:
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield self._where(tensor)
+
+    def _where(self, tensor: Tensor) -> Event:
+        """Return the module that gives this tensor, outermost and last to finish, or else the first that is given it."""
+        events = [e for e in self.events if e.tensor is tensor]
+        made = [e for e in events if e.point.side == "output" and not (e.in_head and tensor is self.features)]
+        return made[-1] if made else events[0]
+
+    def _of_layer(self, target_layer: str) -> Iterator[Event]:
+        if target_layer not in dict(self.skeleton.module.named_modules()):
+            raise LayoutError(
+                f"target_layer={target_layer!r}: the model has no module of that name. "
+                "Expected one of the names that model.named_modules() lists."
+            )
+        found = [e for e in self.events if e.point.module == target_layer and e.point.side == "output"]
+        if not found:
+            raise LayoutError(
+                f"target_layer={target_layer!r} gave no tensor in a forward pass: it was not called as a module, or it "
+                "returns something else. Choose a module that is called and returns one tensor."
+            )
+        yield found[-1]
+
+
+def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
+    """Run a skeleton of the model once on a meta tensor and note what each module was given and gave.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the forward pass cannot be run on the meta device.
+    """
+    skeleton = Skeleton(model)
+    bones = skeleton.module
+    events: list[Event] = []
+    calls: Counter[str] = Counter()
+    in_head = False
+
+    def note(name: str, side: Literal["input", "output"], call: int, value: Any) -> None:
+        if isinstance(value, tuple | list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, Tensor):
+            events.append(Event(FeaturePoint(name, side, call), value, value._version, in_head))
+
+    handles = []
+    for name, module in bones.named_modules():
+
+        def before(_: nn.Module, args: Any, name: str = name) -> None:
+            note(name, "input", calls[name], args[:1])
+            calls[name] += 1
+
+        def after(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            note(name, "output", calls[name] - 1, output)
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    split = callable(getattr(bones, "forward_features", None)) and callable(getattr(bones, "forward_head", None))
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            inputs = torch.empty(input_shape, dtype=torch.float64, device="meta")
+            features = bones.forward_features(inputs) if split else None
+            in_head = split
+            output = bones.forward_head(features) if split else bones(inputs)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} could not be traced with an input of shape {input_shape}: {error}. "
+            "Expected a model that takes one (B, C, H, W) tensor; if it takes another size, pass input_size=(H, W)."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    marked = tuple(
+        replace(e, point=replace(e.point, overwritten=e.tensor._version != e.version)) for e in events
+    )
+    return Trace(skeleton, marked, features, split, inputs, output)
