@@ -174,6 +174,8 @@ class Accounting:
     ----------
     positions : Tensor
         The features as (B, C, h, w).
+    dtype : torch.dtype
+        What the features were captured in.
     """
 
     def __init__(self, head: Head, run: Run, layout: Layout, features: Tensor, grid_size: tuple[int, int]) -> None:
@@ -181,6 +183,7 @@ class Accounting:
         if features.dtype in (torch.float16, torch.bfloat16):
             positions, prefix = positions.float(), None if prefix is None else prefix.float()
         self.positions = positions
+        self.dtype = features.dtype
         self._head = head
         self._vectors = positions.mean((2, 3))
         self._embed = _Embedding(layout, (1, 1) if head.collapses else grid_size, prefix)

@@ -17,12 +17,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import ImageError
+from camhook.errors import ImageError
 
 Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 # What Pillow raises on bad input: fuzzing shows that it is by no means always an OSError.
-_BAD = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError, struct.error)
+_BAD = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError, MemoryError)
+_BAD += (struct.error,)
+_DAMAGED = "it is damaged, cut short, locked, or of a mode that Pillow cannot turn into RGB"
 _CONFIG_ADVICE = "pass what timm.data.resolve_model_data_config(model) returns"
 
 
@@ -158,6 +160,8 @@ class Preprocessing:
         """Read photos, as `load_photo` does, and make them ready; an `ImageError` says why that cannot be done."""
         if self._in_chans not in (1, 3):
             raise ImageError(f"photos do not have {self._in_chans} channels; pass a preprocessed (B, C, H, W) tensor.")
+        if isinstance(sources, (str, os.PathLike, Image.Image, np.ndarray)):
+            raise ImageError(f"found one {type(sources).__name__}, expected a list of images: put it in a list.")
         if len(sources) == 0:
             raise ImageError("found an empty list of images; pass at least one.")
         photos = [load_photo(source) for source in sources]
@@ -202,7 +206,9 @@ class Preprocessing:
             ):
                 advice = "change data_config, or pass a preprocessed (B, C, H, W) tensor"
                 raise ImageError(f"the preprocessing step {step} cannot be traced back to the photo; {advice}.")
-            with _guarded(f"{name} ({photo.height} x {photo.width})", advice=f"is it too small or narrow for {step}?"):
+            with _guarded(
+                f"{name} ({photo.height} x {photo.width})", advice=f"it may be too small or narrow for {step}"
+            ):
                 before, picture = size, step(picture)
                 size = np.array(picture.shape[-2:] if isinstance(picture, Tensor) else picture.size[::-1])
                 if 0 in size:  # Pillow would stretch nothing at all into a black picture.
@@ -254,7 +260,7 @@ def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
 
 
 @contextmanager
-def _guarded(what: str, path: str = "", *, advice: str = "it is damaged, cut short or locked") -> Iterator[None]:
+def _guarded(what: str, path: str | None = None, *, advice: str = _DAMAGED) -> Iterator[None]:
     """Say what is wrong where Pillow raises, and let pass in silence what is large but within its limit."""
     try:
         with warnings.catch_warnings():
@@ -263,11 +269,11 @@ def _guarded(what: str, path: str = "", *, advice: str = "it is damaged, cut sho
     except (*_BAD, Image.DecompressionBombError) as error:
         if isinstance(error, Image.DecompressionBombError):
             advice = "it is too large to be safe; shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        elif path and os.path.isdir(path):
+        elif path is not None and os.path.isdir(path):
             advice = "it is a directory; pass the files in it"
-        elif path and not os.path.exists(path):
+        elif path is not None and not os.path.exists(path):
             advice = f"there is no such file, seen from {os.getcwd()}; check the path"
-        elif path and os.path.getsize(path) == 0:
+        elif path is not None and os.path.getsize(path) == 0:
             advice = "it has 0 bytes; get it again"
         elif isinstance(error, UnidentifiedImageError):
             advice = "it is not an image in a format that Pillow knows; convert it to PNG or JPEG"

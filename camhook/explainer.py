@@ -1,0 +1,451 @@
+"""`wrap` a model, call the result with pictures, get maps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from camhook.adapters.base import Adapter
+from camhook.errors import CamhookError, CompletenessError, ImageError, TargetError, UnsupportedModelError
+from camhook.heads import Accounting
+from camhook.hooks import capturing, evaluating
+from camhook.images import Geometry, ImageBatch, Preprocessing, Source
+from camhook.maps import completeness_error, contrasted, rivals, tolerance
+from camhook.montage import Term, anatomy
+from camhook.plan import Output, Plan, make_plan, model_name
+from camhook.results import CAMResult
+from camhook.targets import ClassNames, resolve_targets
+
+__all__ = ["CAM", "Description", "wrap"]
+
+METHODS = ("auto", "cam")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What camhook found out about a model; prints well."""
+
+    model: str
+    target_layer: str
+    layout: str
+    feature_shape: tuple[int, ...]
+    grid_size: tuple[int, int]
+    num_prefix_tokens: int
+    input_size: tuple[int, int]
+    num_classes: int
+    adapter: str
+    pooling: str
+    tail: str
+    check_error: float
+    forward_passes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same as plain types, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        tails = {
+            "linear": "affine as it stands: the map is Zhou's CAM",
+            "norm-linear": "affine once the norm's scale is held",
+            "mlp": "affine, activation, affine: path integral in closed form",
+            "deep": "several activations: path integral by quadrature",
+        }
+        rows = {
+            "model": f"{self.model}, {self.num_classes} classes, input {self.input_size[0]} x {self.input_size[1]}",
+            "target layer": self.target_layer,
+            "features": f"{self.feature_shape} as {self.layout}, grid {self.grid_size[0]} x {self.grid_size[1]}, "
+            f"{self.num_prefix_tokens} prefix tokens",
+            "pooling": f"{self.pooling} (adapter {self.adapter!r})",
+            "tail": f"{self.tail}: {tails[self.tail]}",
+            "checks": f"passed on random parameters, largest relative deviation {self.check_error:.0e}",
+            "cost": f"{self.forward_passes} forward pass{'es' * (self.forward_passes > 1)} and a run of the tail",
+        }
+        return "\n".join(f"{name:<13} {value}" for name, value in rows.items())
+
+
+def wrap(
+    model: nn.Module,
+    *,
+    method: str = "auto",
+    adapter: Adapter | None = None,
+    target_layer: str | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    input_size: tuple[int, int] | None = None,
+    output: Output | str | int | None = None,
+    strict: bool = False,
+) -> CAM:
+    """Wrap a trained classifier, so that calling the result tells where in a picture its scores come from.
+
+    The model is neither run nor changed. Where and how the map is read is found on a copy without values.
+
+    Parameters
+    ----------
+    model
+        Any timm classifier whose head pools spatial features, or another module alike.
+    method
+        ``"cam"``: the model's own head; ``"auto"`` the same where it has one.
+    adapter, target_layer
+        How features become positions, and the module that gives them, where camhook should not find out by itself.
+    class_names
+        Names in order or by index; default timm's for the model.
+    data_config
+        timm's preprocessing dictionary; default the model's own.
+    input_size
+        (height, width) of the model's input; default read off the model, else off the first call.
+    output
+        How to get the logits from what the model returns: an index, a key or attribute name, or a function.
+    strict
+        Raise `CompletenessError` for a map that misses the model's score by more than rounding.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has no head, or none that pools spatial features in a way that is covered.
+
+    Examples
+    --------
+    >>> import timm
+    >>> cam = wrap(timm.create_model("test_convnext"))
+    >>> result = cam(torch.zeros(1, 3, 160, 160))
+    >>> result.maps.shape, bool(result.exact)
+    (torch.Size([1, 1, 5, 5]), True)
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"A torch.nn.Module was expected, {type(model).__name__} was found.")
+    _check_method(method)
+    cam = CAM(model, adapter, target_layer, class_names, data_config, input_size, output, strict)
+    if cam._input_size is not None:
+        cam._plan_for(cam._input_size)
+    return cam
+
+
+class CAM:
+    """A wrapped model; made by `wrap`. Calling it explains pictures."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter | None,
+        target_layer: str | None,
+        class_names: Sequence[str] | Mapping[int, str] | None,
+        data_config: Mapping[str, Any] | None,
+        input_size: tuple[int, int] | None,
+        output: Output | str | int | None,
+        strict: bool,
+    ) -> None:
+        self.model = model
+        self.strict = strict
+        self.class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
+        self._adapter, self._target_layer = adapter, target_layer
+        self._output = _selector(output)
+        self._in_chans = _in_chans(model)
+        config = dict(data_config) if data_config is not None else _own_config(model)
+        self._input_size = _resolve_input_size(model, config if data_config else None, input_size, config)
+        self._preprocessing: Preprocessing | None = None
+        if config is not None and self._input_size is not None:
+            config["input_size"] = (self._in_chans, *self._input_size)
+            self._preprocessing = Preprocessing(config, self._in_chans)
+        self._plan: Plan | None = None
+
+    @torch.inference_mode(False)
+    def __call__(
+        self,
+        images: Source | Sequence[Source] | Tensor,
+        target: Any = None,
+        *,
+        topk: int | None = None,
+        contrast: str | Sequence[int | str] | None = None,
+        method: str = "auto",
+    ) -> CAMResult:
+        """Explain pictures in one forward pass, which runs in eval mode and leaves everything as it was.
+
+        Parameters
+        ----------
+        images
+            A path, PIL image or uint8 array (H, W, 3), a list of these, or a preprocessed tensor (B, C, H, W).
+        target
+            A class, by index or name; a list or 1-d tensor of one an image; a list of lists or (B, T) tensor of several;
+            ``"all"``. Default the predicted class.
+        topk
+            Instead of a target: the so many classes with the highest scores.
+        contrast
+            Explain why this class and not those: subtract the mean over these classes, or over the ``"rivals"``, the
+            ten others with the highest scores.
+        method
+            ``"auto"`` or ``"cam"``.
+
+        Raises
+        ------
+        ImageError, TargetError, HookError, CompletenessError
+            Each says what was found, what was expected and what to do.
+        """
+        _check_method(method)
+        tensor, batch = self._inputs(images)
+        with self._accounted(tensor) as (plan, logits, account):
+            targets = resolve_targets(target, topk, logits, self.class_names)
+            wide = logits.to(account.positions.dtype)
+
+            def explained(classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                return account.maps(classes), account.offset(classes), wide.gather(1, classes)
+
+            maps, offset, scores = explained(targets)
+            if contrast is not None:
+                others = self._others(contrast, wide, targets)
+                against = [x.reshape(*others.shape, *x.shape[2:]) for x in explained(others.flatten(1))]
+                maps, offset, scores = map(contrasted, (maps, offset, scores), against)
+        photos: Sequence[Image.Image] | None = batch.photos if batch else None
+        if batch is None and self._preprocessing is not None:
+            photos = _Later(self._preprocessing, tensor)
+        result = CAMResult(
+            maps=maps,
+            offset=offset,
+            target=targets,
+            logits=wide,
+            scores=scores,
+            completeness_error=completeness_error(maps, offset, scores),
+            tolerance=tolerance(wide, logits.dtype, account.dtype)[:, None],
+            method="cam",
+            head=str(plan.head),
+            target_layer=str(plan.point),
+            model_name=model_name(self.model),
+            names=tuple(batch.names if batch else [f"image{i}" for i in range(len(tensor))]),
+            class_names=self.class_names,
+            geometries=tuple(batch.geometries if batch else [Geometry.identity(_size(tensor))] * len(tensor)),
+            photos=photos,
+            contrast="" if contrast is None else " against rivals" if contrast == "rivals" else " against others",
+        )
+        if self.strict and not bool(result.exact.all()):
+            raise CompletenessError(
+                f"A map misses the model's own score by {float(result.completeness_error.max()):.3g} logits, where "
+                f"{float(result.tolerance.min()):.3g} was allowed. Was the head changed after wrapping, or does the "
+                "model's forward do more than its head? Wrap it again; without strict=True the map is returned with "
+                "exact=False."
+            )
+        return result
+
+    def describe(self) -> Description:
+        """Say where and how this model's map is read.
+
+        Raises
+        ------
+        CamhookError
+            If that is not known yet, since the input size is not: pass ``input_size=`` to wrap, or explain an image.
+        """
+        if self._plan is None:
+            raise CamhookError("The input size is not known yet. Pass input_size=(H, W) to wrap, or explain an image.")
+        plan = self._plan
+        return Description(
+            model=model_name(self.model),
+            target_layer=str(plan.point),
+            layout=plan.layout.axes,
+            feature_shape=plan.feature_shape[1:],
+            grid_size=plan.grid_size,
+            num_prefix_tokens=plan.layout.num_prefix_tokens,
+            input_size=plan.input_size,
+            num_classes=plan.num_classes,
+            adapter=plan.adapter,
+            pooling=plan.head.pooling,
+            tail=plan.head.tail,
+            check_error=plan.head.error,
+            forward_passes=plan.forward_passes,
+        )
+
+    @torch.inference_mode(False)
+    def anatomy(self, photo: Source | Tensor, target: int | str | None = None, *, channels: int = 5) -> Image.Image:
+        """Draw CAM's own equation: the feature maps that add most to a class, each with its weight, and the rest.
+
+        Parameters
+        ----------
+        photo
+            One photo, or a tensor (1, C, H, W).
+        target
+            The class, by index or name; default the predicted one.
+        channels
+            How many feature maps to show one by one.
+
+        Returns
+        -------
+        PIL.Image.Image
+            photo = channel + ... + the other channels + offset = map, in logits.
+        """
+        result = self(photo, target)
+        if len(result) != 1:
+            raise ImageError(f"anatomy draws one image; {len(result)} were given.")
+        with self._accounted(self._inputs(photo)[0]) as (_, _, account):
+            weights = account.weights(result.target)[0, 0]
+            parts = weights[:, None, None] * account.positions[0]
+        count = parts.shape[0]
+        if not 1 <= channels <= count:
+            raise CamhookError(f"channels={channels}: from 1 to {count}, the number of feature maps, was expected.")
+        adds = parts.mean((1, 2))
+        best = adds.topk(channels).indices
+        rest = parts.sum(0) - parts[best].sum(0)
+        shown = [(f"channel {c}", float(weights[c]), parts[c]) for c in best.tolist()]
+        shown += [(f"the other {count - channels} channels", None, rest)] if count > channels else []
+        geometry = result.geometries[0]
+
+        def term(label: str, weight: float | None, values: Tensor, score: float) -> Term:
+            return Term(label, weight, geometry.to_photo(values).float().cpu().numpy(), score)
+
+        return anatomy(
+            result.photo(),
+            [term(label, weight, values, float(values.mean())) for label, weight, values in shown],
+            term(result.label(), None, result.maps[0, 0], float(result.scores[0, 0])),
+            offset=float(result.offset[0, 0]),
+            title=f"{result.label()}: {model_name(self.model)}'s score, taken apart",
+        )
+
+    @contextmanager
+    def _accounted(self, tensor: Tensor) -> Iterator[tuple[Plan, Tensor, Accounting]]:
+        """Run the model once and, within the block, account for its logits: the tail runs in eval mode too."""
+        plan = self._plan_for(_size(tensor))
+        with torch.no_grad(), evaluating(self.model):
+            with capturing(self.model, plan.points) as captured:
+                logits = self._logits(self.model(tensor)).detach()
+            features = captured[plan.point]
+            given = captured[plan.given] if plan.given else tensor if plan.entry == "forward" else None
+            grid_size = plan.layout.grid_size(tuple(features.shape), _size(tensor))
+            tail = plan.tail(self.model, given, self._logits)
+            yield plan, logits, Accounting(plan.head, tail, plan.layout, features, grid_size)
+
+    def _plan_for(self, size: tuple[int, int]) -> Plan:
+        if self._plan is None:
+            self._plan = make_plan(
+                self.model,
+                (2, self._in_chans, *size),
+                adapter=self._adapter,
+                target_layer=self._target_layer,
+                output=self._output,
+            )
+        return self._plan
+
+    def _logits(self, returned: Any) -> Tensor:
+        logits = self._output(returned)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise UnsupportedModelError(
+                f"The model returned {found} where logits (B, K) were expected. Pass output= to wrap: an index, a key, "
+                "an attribute name or a function that picks them."
+            )
+        return logits
+
+    def _inputs(self, images: Any) -> tuple[Tensor, ImageBatch | None]:
+        reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
+        if isinstance(images, Tensor):
+            _check_tensor(images, self._in_chans, reference)
+            return images.detach(), None
+        if self._preprocessing is None:
+            raise ImageError(
+                "How to preprocess photos is not known for this model. Pass data_config= (and input_size=) to wrap, as "
+                "timm.data.resolve_model_data_config gives it, or pass a preprocessed (B, C, H, W) tensor."
+            )
+        single = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Sequence)
+        batch = self._preprocessing([images] if single else list(images))
+        return batch.tensor.to(device=reference.device, dtype=reference.dtype), batch
+
+    def _others(self, contrast: str | Sequence[int | str], logits: Tensor, targets: Tensor) -> Tensor:
+        if logits.shape[1] < 2:
+            raise TargetError("contrast= needs a model of at least two classes.")
+        if isinstance(contrast, str) and contrast == "rivals":
+            return rivals(logits, targets)
+        listed = [contrast] if isinstance(contrast, str | int) else list(contrast)
+        others = resolve_targets([listed] * len(logits), None, logits, self.class_names)
+        return others[:, None].expand(-1, targets.shape[1], -1)
+
+
+class _Later(Sequence[Image.Image]):
+    """Pictures of a preprocessed tensor, made when they are first drawn on."""
+
+    def __init__(self, preprocessing: Preprocessing, tensor: Tensor) -> None:
+        self._preprocessing, self._tensor = preprocessing, tensor
+
+    def __len__(self) -> int:
+        return len(self._tensor)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Later(self._preprocessing, self._tensor[index])
+        return self._preprocessing.photos_of(self._tensor[index][None])[0]
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise CamhookError(f"method={method!r}: one of {', '.join(METHODS)} was expected.")
+
+
+def _check_tensor(images: Tensor, in_chans: int, reference: Tensor) -> None:
+    advice = "Photos (paths, PIL images, uint8 arrays) are preprocessed for you; a tensor is taken as it is."
+    if images.ndim != 4 or 0 in images.shape:
+        raise ImageError(f"A tensor of shape {tuple(images.shape)} was found, (B, C, H, W) was expected. {advice}")
+    if not images.is_floating_point():
+        raise ImageError(f"A tensor of {images.dtype} was found, preprocessed floating point was expected. {advice}")
+    if images.shape[1] != in_chans:
+        raise ImageError(f"A tensor of {images.shape[1]} channels was found, the model reads {in_chans}. {advice}")
+    if images.device != reference.device:
+        raise ImageError(
+            f"The tensor is on {images.device} and the model on {reference.device}. Move one: tensor.to({str(reference.device)!r})."
+        )
+    if images.dtype != reference.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise ImageError(
+            f"The tensor is {images.dtype} and the model {reference.dtype}. Convert one: tensor.to({reference.dtype})."
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise ImageError("The tensor holds NaN or infinity; finite numbers were expected. Check the preprocessing.")
+
+
+def _selector(output: Output | str | int | None) -> Output:
+    if output is None:
+        return lambda returned: returned
+    if isinstance(output, int):
+        return lambda returned: returned[output]
+    if isinstance(output, str):
+        return lambda returned: returned[output] if isinstance(returned, Mapping) else getattr(returned, output)
+    return output
+
+
+def _size(tensor: Tensor) -> tuple[int, int]:
+    return tensor.shape[-2], tensor.shape[-1]
+
+
+def _own_config(model: nn.Module) -> dict[str, Any] | None:
+    if not isinstance(getattr(model, "pretrained_cfg", None), dict):
+        return None
+    from timm.data import resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(model)
+    return config
+
+
+def _in_chans(model: nn.Module) -> int:
+    """Read the input channels off the first convolution: timm's config keeps saying 3 for a model made with another."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
+def _resolve_input_size(
+    model: nn.Module,
+    given: Mapping[str, Any] | None,
+    input_size: tuple[int, int] | None,
+    config: Mapping[str, Any] | None,
+) -> tuple[int, int] | None:
+    """Return what the user says, else what the patch embedding was built for, else what the config says."""
+    if input_size is not None:
+        height, width = input_size
+        return int(height), int(width)
+    if given is not None and "input_size" in given:
+        return tuple(given["input_size"][-2:])
+    for module in model.modules():
+        size = getattr(module, "img_size", None)
+        if isinstance(size, tuple) and len(size) == 2:
+            return size
+    return tuple(config["input_size"][-2:]) if config is not None else None

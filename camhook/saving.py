@@ -1,0 +1,159 @@
+"""Write a result to files: pictures that say who made them, raw maps, and a manifest that is written last."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from camhook.errors import OutputError
+from camhook.results import CAMResult
+
+__all__ = ["manifest", "save", "save_png"]
+
+SOFTWARE = "camhook"
+
+
+def save(result: CAMResult, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
+    """Write a result as PNG or into a directory; see `CAMResult.save`."""
+    target = Path(path)
+    if target.suffix.lower() == ".png":
+        pictures = [(_numbered(target, i, len(result)), i) for i in range(len(result))]
+        _refuse_strangers([file for file, _ in pictures], overwrite=overwrite)
+        several = result.target.shape[1] > 1
+        for file, i in pictures:
+            save_png(result[i].figure() if several else result.overlay(i), file, overwrite=overwrite)
+        return [str(file) for file, _ in pictures]
+    if target.suffix and not target.is_dir():
+        raise OutputError(f"{target}: a path that ends in .png or a directory was expected, found {target.suffix!r}.")
+    plans = [_files(result, i, target) for i in range(len(result))]
+    if clashes := {str(f) for plan in plans for f in plan if sum(f in other for other in plans) > 1}:
+        raise OutputError(f"Two images would be written to {min(clashes)}. Give them different file names.")
+    _refuse_strangers([file for plan in plans for file in plan], overwrite=overwrite)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The directory {target} cannot be made: {error}. Choose another path.") from error
+    for i, files in enumerate(plans):
+        _write_set(result, i, files)
+    return [str(file) for plan in plans for file in plan]
+
+
+def save_png(picture: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a picture that names camhook as its maker.
+
+    Raises
+    ------
+    OutputError
+        If a file is there that camhook did not write, or the path cannot be written to.
+    """
+    _refuse_strangers([Path(path)], overwrite=overwrite)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", f"{SOFTWARE} {version('camhook')}")
+    _write(Path(path), lambda stream: picture.save(stream, "PNG", pnginfo=info))
+
+
+def manifest(result: CAMResult, index: int, files: list[str]) -> dict[str, Any]:
+    """Return what there is to say about one image's maps, in plain types."""
+    geometry = result.geometries[index]
+    return {
+        "software": SOFTWARE,
+        "versions": {name: version(name) for name in ("camhook", "torch", "timm", "numpy")},
+        "image": result.names[index],
+        "photo_size": geometry.photo_size,
+        "input_size": geometry.input_size,
+        "input_scale": geometry.scale,
+        "input_offset": geometry.offset,
+        "model": result.model_name,
+        "explains": result.explains,
+        "method": result.method,
+        "head": result.head,
+        "target_layer": result.target_layer,
+        "unit": "logits",
+        "classes": [
+            {
+                "index": int(result.target[index, j]),
+                "name": result.label(index, j),
+                "score": float(result.scores[index, j]),
+                "offset": float(result.offset[index, j]),
+                "offset_share": float(result.offset_share[index, j]),
+                "completeness_error": float(result.completeness_error[index, j]),
+                "exact": bool(result.exact[index, j]),
+            }
+            for j in range(result.target.shape[1])
+        ],
+        "files": files,
+    }
+
+
+def _files(result: CAMResult, index: int, directory: Path) -> list[Path]:
+    """Return an image's overlays, its raw maps and last its manifest."""
+    stem = result.names[index]
+    classes = [(int(c), result.label(index, j)) for j, c in enumerate(result.target[index])]
+    overlays = [directory / f"{stem}.{c}-{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-')}.png" for c, label in classes]
+    return [*overlays, directory / f"{stem}.npz", directory / f"{stem}.json"]
+
+
+def _write_set(result: CAMResult, index: int, files: list[Path]) -> None:
+    *overlays, raw, last = files
+    for file, target in zip(overlays, result.target[index].tolist(), strict=True):
+        save_png(result.overlay(index, target), file, overwrite=True)
+    arrays: Mapping[str, Any] = {
+        "maps": result.maps[index].cpu().numpy(),
+        "offset": result.offset[index].cpu().numpy(),
+        "target": result.target[index].cpu().numpy(),
+        "scores": result.scores[index].cpu().numpy(),
+        "software": np.array(SOFTWARE),
+    }
+    _write(raw, lambda stream: np.savez_compressed(stream, **arrays))
+    text = json.dumps(manifest(result, index, [f.name for f in files[:-1]]), indent=2)
+    _write(last, lambda stream: stream.write(text.encode()))
+
+
+def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Fill a file in one step: whoever looks finds the old file or the new one, never a part."""
+    buffer = io.BytesIO()
+    fill(buffer)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(buffer.getvalue())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written: {error}. Choose another path.") from error
+
+
+def _refuse_strangers(files: list[Path], *, overwrite: bool) -> None:
+    strangers = [] if overwrite else [file for file in files if file.exists() and not _is_ours(file)]
+    if strangers:
+        raise OutputError(
+            f"{strangers[0]} is there already and camhook did not write it. Choose another path, or pass overwrite=True "
+            "(--overwrite on the command line)."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                return str(image.info.get("Software", "")).startswith(SOFTWARE)
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                return "software" in arrays and str(arrays["software"]) == SOFTWARE
+        found = json.loads(path.read_text())
+        return isinstance(found, dict) and found.get("software") == SOFTWARE
+    except (OSError, ValueError, SyntaxError):  # whatever it is, it is not a file that camhook wrote
+        return False
+
+
+def _numbered(path: Path, index: int, count: int) -> Path:
+    return path if count == 1 else path.with_stem(f"{path.stem}_{index}")
+

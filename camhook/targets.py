@@ -1,0 +1,139 @@
+"""Which classes to explain: from what a user says, by index or by name, to a tensor of indices."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camhook.errors import TargetError
+
+__all__ = ["ClassNames", "resolve_targets"]
+
+
+class ClassNames:
+    """The names of a model's classes.
+
+    Parameters
+    ----------
+    names
+        One name a class, in order or by index. A name may hold synonyms, separated by commas: ``"tabby, tabby cat"``.
+
+    Examples
+    --------
+    >>> names = ClassNames(["tabby, tabby cat", "crane", "crane, derrick"])
+    >>> names.index("Tabby"), names.label(1), names.label(7)
+    (0, 'crane', 'class 7')
+    """
+
+    def __init__(self, names: Sequence[str] | Mapping[int, str] = ()) -> None:
+        items = names.items() if isinstance(names, Mapping) else enumerate(names)
+        self._names = {int(index): str(name) for index, name in items}
+
+    @classmethod
+    def of_model(cls, model: nn.Module) -> ClassNames:
+        """Return the names that come with a timm model: its own, or ImageNet's where the number of classes says so."""
+        config = getattr(model, "pretrained_cfg", None)
+        if not isinstance(config, dict):
+            return cls()
+        if config.get("label_names"):
+            described = config.get("label_descriptions") or {}
+            return cls([described.get(name, name) for name in config["label_names"]])
+        from timm.data import ImageNetInfo, infer_imagenet_subset
+
+        if config.get("num_classes") != getattr(model, "num_classes", None):
+            return cls()  # the head was replaced: its classes are the user's
+        subset = infer_imagenet_subset(model)
+        if subset is None:
+            return cls()
+        info = ImageNetInfo(subset)
+        return cls([info.index_to_description(index) for index in range(info.num_classes())])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def label(self, index: int) -> str:
+        """Return a class's first name, or its number where it has none."""
+        return self._names[index].split(",")[0] if index in self._names else f"class {index}"
+
+    def index(self, name: str) -> int:
+        """Return the class of that name, whatever the case.
+
+        Raises
+        ------
+        TargetError
+            If no class has it (near matches are listed) or several do (they are listed).
+        """
+        wanted = name.strip().lower()
+        if not self._names:
+            raise TargetError(f"The class {name!r} was asked for, but no class names are known. Pass class_names= to wrap.")
+        whole = [index for index, full in self._names.items() if full.lower() == wanted]
+        found = [i for i, full in self._names.items() if wanted in (part.strip().lower() for part in full.split(","))]
+        if len(found) == 1 or len(whole) == 1 and "," in wanted:
+            return (whole if len(whole) == 1 else found)[0]
+        if found:
+            listed = ", ".join(f"{index} ({self._names[index]})" for index in found)
+            raise TargetError(f"The name {name!r} is ambiguous: classes {listed}. Pass the index.")
+        parts = {part.strip().lower(): part.strip() for full in self._names.values() for part in full.split(",")}
+        near = difflib.get_close_matches(wanted, parts, n=5) or [p for p in parts if wanted and wanted in p][:5]
+        hint = f"Did you mean {', '.join(parts[n] for n in near)}?" if near else "Pass the index, or class_names= to wrap."
+        raise TargetError(f"No class is named {name!r}. {hint}")
+
+
+def resolve_targets(target: Any, topk: int | None, logits: Tensor, names: ClassNames) -> Tensor:
+    """Return the indices (B, T) of the classes to explain.
+
+    Parameters
+    ----------
+    target
+        None (the predicted class), ``"all"``, a class (index or name) for every image, a list or 1-d tensor of one class
+        an image, a list of lists or (B, T) tensor of several.
+    topk
+        The so many classes with the highest logits, instead of a target.
+    logits
+        The model's, (B, K).
+
+    Raises
+    ------
+    TargetError
+        If a class does not exist, or the lengths do not match the images.
+    """
+    batch, count = logits.shape
+    if topk is not None:
+        if target is not None:
+            raise TargetError(f"Both target={target!r} and topk={topk} were given. Pass one of them.")
+        if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= count:
+            raise TargetError(f"topk={topk!r}: an integer from 1 to {count} (the number of classes) was expected.")
+        return logits.topk(topk, dim=1).indices
+    if target is None:
+        return logits.argmax(1, keepdim=True)
+    if isinstance(target, str) and target == "all":
+        return torch.arange(count, device=logits.device).expand(batch, count)
+    if isinstance(target, Tensor) or hasattr(target, "tolist"):
+        target = target.tolist()
+    if not isinstance(target, list | tuple):
+        target = [[target]] * batch
+    rows = [list(row) if isinstance(row, list | tuple) else [row] for row in target]
+    if len(rows) != batch:
+        raise TargetError(
+            f"{len(rows)} targets were given for {batch} image{'s' * (batch != 1)}. Pass one class for all, a list of "
+            "one class an image, or a list of lists for several classes an image (for one image: [[281, 282]])."
+        )
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1 or 0 in lengths:
+        raise TargetError(f"Every image needs the same number of targets, at least one; found {[len(r) for r in rows]}.")
+    indices = [[_index(item, count, names) for item in row] for row in rows]
+    return torch.tensor(indices, device=logits.device)
+
+
+def _index(item: Any, count: int, names: ClassNames) -> int:
+    if isinstance(item, str):
+        item = names.index(item)
+    if isinstance(item, bool) or not isinstance(item, int):
+        raise TargetError(f"A target is a class index or name; found {item!r} ({type(item).__name__}).")
+    if not 0 <= item < count:
+        raise TargetError(f"Class {item} does not exist: the model has {count} classes, 0 to {count - 1}.")
+    return item
