@@ -51,7 +51,9 @@ class Layout:
             If the shape does not fit the layout, or no single grid fits the number of tokens.
         """
         if len(shape) != len(self.axes):
-            raise LayoutError(f"Features of shape {shape} were found where {self.axes} was expected. Pass adapter= with the right layout.")
+            raise LayoutError(
+                f"Features of shape {shape} were found where {self.axes} was expected. Pass adapter= with the right layout."
+            )
         if self.axes == "NCHW":
             return shape[2], shape[3]
         if self.axes == "NHWC":
@@ -64,14 +66,14 @@ class Layout:
         return _grid_of(positions, input_size)
 
     def split(self, features: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """Return the positions as (B, C, h, w), a view where the layout allows, and the prefix tokens (B, P, C) or None."""
+        """Return the positions (B, C, h, w), a view where that can be, and the prefix tokens (B, P, C) or None."""
         if self.axes == "NCHW":
             return features, None
         if self.axes == "NHWC":
             return features.permute(0, 3, 1, 2), None
         tokens = features[:, self.num_prefix_tokens :]
         prefix = features[:, : self.num_prefix_tokens] if self.num_prefix_tokens else None
-        return tokens.transpose(1, 2).unflatten(2, grid_size), prefix
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid_size), prefix
 
     def join(self, positions: Tensor, prefix: Tensor | None) -> Tensor:
         """Undo `split`."""

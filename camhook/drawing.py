@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageDraw
 
-from .errors import CamhookError, DependencyError
+from camhook.errors import CamhookError, DependencyError
 
 Photo = Image.Image | npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.uint8]

@@ -172,8 +172,8 @@ class CAM:
         images
             A path, PIL image or uint8 array (H, W, 3), a list of these, or a preprocessed tensor (B, C, H, W).
         target
-            A class, by index or name; a list or 1-d tensor of one an image; a list of lists or (B, T) tensor of several;
-            ``"all"``. Default the predicted class.
+            A class, by index or name; a list or 1-d tensor of one an image; a list of lists or (B, T) tensor of
+            several; ``"all"``. Default the predicted class.
         topk
             Instead of a target: the so many classes with the highest scores.
         contrast
@@ -288,6 +288,7 @@ class CAM:
         adds = parts.mean((1, 2))
         best = adds.topk(channels).indices
         rest = parts.sum(0) - parts[best].sum(0)
+        shown: list[tuple[str, float | None, Tensor]]
         shown = [(f"channel {c}", float(weights[c]), parts[c]) for c in best.tolist()]
         shown += [(f"the other {count - channels} channels", None, rest)] if count > channels else []
         geometry = result.geometries[0]
@@ -391,7 +392,8 @@ def _check_tensor(images: Tensor, in_chans: int, reference: Tensor) -> None:
         raise ImageError(f"A tensor of {images.shape[1]} channels was found, the model reads {in_chans}. {advice}")
     if images.device != reference.device:
         raise ImageError(
-            f"The tensor is on {images.device} and the model on {reference.device}. Move one: tensor.to({str(reference.device)!r})."
+            f"The tensor is on {images.device} and the model on {reference.device}. "
+            f"Move one: tensor.to({str(reference.device)!r})."
         )
     if images.dtype != reference.dtype and not torch.is_autocast_enabled(images.device.type):
         raise ImageError(

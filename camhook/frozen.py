@@ -1,9 +1,9 @@
 """Norms, attention weights and activations held still, so that what follows the features becomes an affine function.
 
-Inside a tail, three kinds of step keep a score from being a sum over positions: the scale of a normalisation, the weights
-of an attention, and an activation. `FrozenTail` notes their values for the images at hand and then runs the tail again
-with those values held. Norm scales and attention weights stay what they were; an activation becomes its secant between
-the rest and the full features, which is exactly the path integral of its slope when its input moves along a straight line.
+Inside a tail, three kinds of step keep a score from being a sum over positions: the scale of a normalisation, the
+weights of an attention, and an activation. `FrozenTail` notes their values for the images at hand and then runs the tail again
+with those values held. Norm scales and attention weights stay what they were; an activation becomes its secant
+between the rest and the full features, which is exactly the path integral of its slope when its input moves along a straight line.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def _layer_norm(
     return x if bias is None else x + bias
 
 
-def _rms_norm_scale(
-    x: Tensor, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
-) -> Tensor:
+def _rms_norm_scale(x: Tensor, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     return (x.square().mean(_last(normalized_shape), keepdim=True) + eps).rsqrt()
 
@@ -101,7 +99,7 @@ def _group_norm(
 
 
 def _groups(x: Tensor, num_groups: int) -> Tensor:
-    return x.unflatten(1, (num_groups, -1)).flatten(2)
+    return x.reshape(len(x), num_groups, -1, *x.shape[2:]).flatten(2)
 
 
 def _normalize_scale(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
@@ -281,6 +279,6 @@ def _take_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, 
     return kwargs.pop("input"), args, kwargs
 
 
-def _has_floats(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _has_floats(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     x = args[0] if args else kwargs.get("input")
     return isinstance(x, Tensor) and x.is_floating_point()

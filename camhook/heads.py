@@ -231,5 +231,5 @@ class Accounting:
         each = self.positions.flatten(2).transpose(1, 2).flatten(0, 1)
         with torch.no_grad():
             logits = self._frozen(self._embed(each), secants=True, repeats=grid_size.numel())
-        logits = logits.unflatten(0, (-1, grid_size.numel()))
-        return (logits - self._frozen.offset[:, None]).transpose(1, 2).unflatten(2, grid_size)
+        logits = logits.view(len(self.positions), grid_size.numel(), -1) - self._frozen.offset[:, None]
+        return logits.transpose(1, 2).reshape(len(logits), -1, *grid_size)

@@ -22,8 +22,8 @@ from camhook.errors import ImageError
 Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 # What Pillow raises on bad input: fuzzing shows that it is by no means always an OSError.
-_BAD = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError, MemoryError)
-_BAD += (struct.error,)
+_BROKEN = (OSError, EOFError, MemoryError, SyntaxError, struct.error)
+_BAD = (*_BROKEN, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
 _DAMAGED = "it is damaged, cut short, locked, or of a mode that Pillow cannot turn into RGB"
 _CONFIG_ADVICE = "pass what timm.data.resolve_model_data_config(model) returns"
 
@@ -68,7 +68,8 @@ class Geometry:
             cells, extent = maps.shape[dim], self.input_size[axis]
             # Positions are found on the CPU: they are few and need float64, which some accelerators do not have.
             centres = torch.arange(self.photo_size[axis], dtype=torch.float64, device="cpu") + 0.5
-            position = centres * self.scale[axis] + self.offset[axis]
+            # Rounded, since a centre that lies on the border itself must not fall out by an error in the last digit.
+            position = (centres * self.scale[axis] + self.offset[axis]).round(decimals=9)
             cell = (position * (cells / extent) - 0.5).clamp(0, cells - 1)
             low = cell.long()
             # A weight of NaN makes its whole row or column NaN.
@@ -200,10 +201,9 @@ class Preprocessing:
             steps = create_transform(**self._config).transforms
         picture: Any = photo.convert("L") if self._in_chans == 1 else photo
         size, scale, offset = np.array((photo.height, photo.width)), np.ones(2), np.zeros(2)
+        known = (Resize, ResizeKeepRatio, CenterCrop, CenterCropOrPad, TrimBorder, ToTensor, Normalize)
         for step in steps:
-            if not isinstance(
-                step, Resize | ResizeKeepRatio | CenterCrop | CenterCropOrPad | TrimBorder | ToTensor | Normalize
-            ):
+            if not isinstance(step, known):
                 advice = "change data_config, or pass a preprocessed (B, C, H, W) tensor"
                 raise ImageError(f"the preprocessing step {step} cannot be traced back to the photo; {advice}.")
             with _guarded(

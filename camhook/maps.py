@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["RELATIVE_TOLERANCE", "class_maps", "completeness_error", "contrasted", "rivals", "tolerance"]
 
 RELATIVE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far a map may miss the logit, relative to the largest absolute logit of its image, by the dtype the model ran in."""
+"""How far a map may miss the logit, relative to its image's largest absolute logit, by the dtype the model ran in."""
 
 
 def class_maps(weights: Tensor, positions: Tensor) -> Tensor:
@@ -24,14 +24,14 @@ def class_maps(weights: Tensor, positions: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Maps of shape (B, T, h, w), whose mean over positions is the classes' share of the logit that comes from positions.
+        Maps (B, T, h, w); the mean of one over positions is what positions add to the logit.
 
     Examples
     --------
     >>> class_maps(torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[[1.0, 3.0]], [[4.0, 1.0]]]]))
     tensor([[[[-2.,  5.]]]])
     """
-    return torch.bmm(weights, positions.flatten(2)).unflatten(2, positions.shape[2:])
+    return torch.bmm(weights, positions.flatten(2)).view(*weights.shape[:2], *positions.shape[2:])
 
 
 def completeness_error(maps: Tensor, offset: Tensor, score: Tensor) -> Tensor:

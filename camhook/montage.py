@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-from .drawing import Photo, colorize, signed_overlay
-from .errors import CamhookError
+from camhook.drawing import Photo, colorize, signed_overlay
+from camhook.errors import CamhookError
 
 Ink = tuple[int, ...]
 
-_COLUMNS = 4  # panels in a row of `anatomy`
+_COLUMNS = 5  # panels in a row of `anatomy`
 _INK, _MUTED = (25, 25, 25), (112, 112, 112)
 
 
@@ -136,7 +136,8 @@ def color_bar(width: int, height: int, *, scale: float, colormap: str = "turbo",
 def anatomy(photo: Photo, terms: Sequence[Term], total: Term, *, offset: float, title: str = "") -> Image.Image:
     """Draw CAM's equation: photo = term + term + ... + offset = map, each panel with what it adds to the logit.
 
-    All maps share one signed scale, the largest value among them: red adds to the score, blue takes from it.
+    Red adds to the score, blue takes from it. The terms with a weight share one scale, the largest value among them;
+    the rest and the finished map, which are sums of many, share another.
 
     Parameters
     ----------
@@ -154,8 +155,11 @@ def anatomy(photo: Photo, terms: Sequence[Term], total: Term, *, offset: float, 
     CamhookError
         A map has another size than the photo.
     """
-    scale = max(float(np.nanmax(np.abs(term.map), initial=0)) for term in (*terms, total))
-    *parts, whole = (signed_overlay(photo, term.map, scale=scale) for term in (*terms, total))
+    single = _largest(term for term in terms if term.weight is not None)
+    summed = _largest(term for term in (*terms, total) if term.weight is None)
+    *parts, whole = (
+        signed_overlay(photo, term.map, scale=summed if term.weight is None else single) for term in (*terms, total)
+    )
     picture = photo if isinstance(photo, Image.Image) else Image.fromarray(photo)
     logit = f"logit {total.score:+.2f}"
 
@@ -165,19 +169,25 @@ def anatomy(photo: Photo, terms: Sequence[Term], total: Term, *, offset: float, 
         panels.append(Panel(part, term.label, (f"{weight}adds {term.score:+.2f}",), "=" if len(panels) == 1 else "+"))
     tile = Image.new("RGB", picture.size, (242, 242, 242))
     font = ImageFont.load_default(max(tile.size) / 8)
-    ImageDraw.Draw(tile).text((tile.width / 2, tile.height / 2), f"{offset:+.2f}", fill=_INK, font=font, anchor="mm")
+    ImageDraw.Draw(tile).text(
+        (tile.width / 2, tile.height / 2), f"{round(offset, 2) + 0.0:+.2f}", fill=_INK, font=font, anchor="mm"
+    )
     panels.append(Panel(tile, "offset", ("belongs to no position",), "+" if terms else "="))
     panels.append(Panel(whole, total.label, (logit,), "="))
 
     footer = (
-        f"Red adds to the score, blue takes from it; full colour is {scale:.3g} logits of either sign, the same scale "
-        "in every panel. A panel adds the mean of its map over all positions."
+        f"Red adds to the score, blue takes from it. Full colour is {single:.3g} logits of either sign in panels with a "
+        f"weight w, {summed:.3g} in the sums of many. A panel adds the mean of its map over all positions."
     )
     missing = total.score - offset - sum(term.score for term in terms)
     if abs(missing) >= 0.005:  # an equation that does not hold must not look as if it did
         footer += f" What these panels add leaves {missing:+.2f} of the logit out."
     rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
     return montage(rows, cell=(260, 260), title=title, footer=footer)
+
+
+def _largest(terms: Iterable[Term]) -> float:
+    return max((float(np.nanmax(np.abs(term.map), initial=0)) for term in terms), default=0.0)
 
 
 def _written(texts: Sequence[tuple[str, int, Ink, int]], width: int, paper: Ink) -> Image.Image:

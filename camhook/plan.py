@@ -1,8 +1,8 @@
-"""The outcome of wrapping: where a model's map is read, how its features are laid out and what the tail does with them."""
+"""The outcome of wrapping: where a model's map is read, how its features are laid out, what the tail does with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +164,7 @@ def _try(
 
 def _entry(found: Trace, event: Event) -> tuple[str, Tensor | None, FeaturePoint | None]:
     """Return the method that runs the tail from this point, what it is given there (None: the features themselves)."""
-    if not found.has_forward_head or not event.in_head and event.tensor is not found.features:
+    if not found.has_forward_head or (not event.in_head and event.tensor is not found.features):
         return "forward", found.inputs, None
     if event.tensor is found.features:
         return "forward_head", None, None
@@ -178,7 +178,7 @@ def has_no_head(model: nn.Module) -> bool:
         return True
     get_classifier = getattr(model, "get_classifier", None)
     classifier = get_classifier() if callable(get_classifier) else None
-    parts: Sequence[Any] = classifier if isinstance(classifier, tuple | list | nn.ModuleList) else [classifier]
+    parts: list[Any] = list(classifier) if isinstance(classifier, tuple | list | nn.ModuleList) else [classifier]
     return bool(parts) and all(isinstance(part, nn.Identity) for part in parts)
 
 
@@ -187,4 +187,3 @@ def model_name(model: nn.Module) -> str:
     config = getattr(model, "pretrained_cfg", None)
     architecture = config.get("architecture") if isinstance(config, dict) else None
     return architecture or type(model).__name__
-

@@ -97,6 +97,12 @@ class CAMResult:
         changes |= {"names": self.names[one], "geometries": self.geometries[one]}
         return replace(self, **changes, photos=None if self.photos is None else self.photos[one])
 
+    def renamed(self, names: Sequence[str]) -> CAMResult:
+        """Return the same with other names for the images, which files and captions carry."""
+        if len(names) != len(self):
+            raise ImageError(f"{len(names)} names were given for {len(self)} images.")
+        return replace(self, names=tuple(names))
+
     def __repr__(self) -> str:
         lines = [
             f"CAMResult: {len(self)} image{'s' * (len(self) != 1)}, maps {tuple(self.maps.shape)} in logits, "
@@ -114,8 +120,8 @@ class CAMResult:
         """Say in a line what a map shows: class, score, offset and completeness error."""
         score, offset = float(self.scores[index, position]), float(self.offset[index, position])
         error, exact = float(self.completeness_error[index, position]), bool(self.exact[index, position])
-        verdict = f"error {error:.0e}" if exact else f"NOT COMPLETE: misses the score by {error:.2g}"
-        return f"{self.label(index, position)}: score {score:+.2f}, offset {offset:+.2f}, {verdict}"
+        verdict = f"completeness error {_small(error)}" if exact else f"NOT COMPLETE: misses the score by {error:.2g}"
+        return f"{self.label(index, position)}: score {_signed(score)}, offset {_signed(offset)}, {verdict}"
 
     def upsampled(self, size: tuple[int, int] | None = None) -> Tensor | list[Tensor]:
         """Draw the maps at the size of the original pictures.
@@ -128,7 +134,8 @@ class CAMResult:
         Returns
         -------
         Tensor or list of Tensor
-            (B, T, H, W) where all pictures have one size, else a list of (T, H, W). NaN where the crop left a photo out.
+            (B, T, H, W) where all pictures have one size, else a list of (T, H, W). NaN where the crop left a photo
+            out.
         """
         maps = [self._upsampled(index, size=size) for index in range(len(self))]
         return torch.stack(maps) if len({m.shape for m in maps}) == 1 else maps
@@ -172,7 +179,7 @@ class CAMResult:
         threshold: float = 0.2,
         component: drawing.Component = "largest",
     ) -> npt.NDArray[np.signedinteger]:
-        """Return boxes (n, 4) of (left, top, right, bottom) in the photo's pixels around the evidence; see `drawing.boxes`."""
+        """Return boxes (n, 4), (left, top, right, bottom) in the photo's pixels, of the evidence; see `drawing.boxes`."""
         return drawing.boxes(
             self._drawable(index, self._position(index, target)), threshold=threshold, component=component
         )
@@ -196,8 +203,8 @@ class CAMResult:
         panels = [Panel(self.photo(index), self.names[index], (f"{width} x {height}",))]
         for position in range(self.target.shape[1]):
             score, offset = float(self.scores[index, position]), float(self.offset[index, position])
-            lines = [f"score {score:+.2f}, offset {offset:+.2f}"]
-            lines.append(f"completeness error {float(self.completeness_error[index, position]):.0e}")
+            lines = [f"score {_signed(score)}, offset {_signed(offset)}"]
+            lines.append(f"completeness error {_small(float(self.completeness_error[index, position]))}")
             if not self.exact[index, position]:
                 lines[-1] += ": NOT COMPLETE"
             if not (self.maps[index, position] > 0).any():
@@ -272,7 +279,9 @@ class CAMResult:
         wanted = self.class_names.index(target) if isinstance(target, str) else int(target)
         if wanted not in explained:
             known = ", ".join(f"{c} ({self.class_names.label(c)})" for c in explained[:10])
-            raise TargetError(f"Class {target!r} was not explained for image {index}; explained: {known}. Call cam again.")
+            raise TargetError(
+                f"Class {target!r} was not explained for image {index}; explained: {known}. Call cam again."
+            )
         return explained.index(wanted)
 
     def _upsampled(self, index: int, positions: Sequence[int] | slice = slice(None), size: Any = None) -> Tensor:
@@ -287,3 +296,11 @@ class CAMResult:
                 "features or logits overflowed. Run it in float32."
             )
         return np.asarray(values.numpy(), dtype=np.float32)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # adding zero turns -0.0 into 0.0
+
+
+def _small(value: float) -> str:
+    return f"{value:.0e}" if value else "0"

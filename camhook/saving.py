@@ -98,7 +98,9 @@ def _files(result: CAMResult, index: int, directory: Path) -> list[Path]:
     """Return an image's overlays, its raw maps and last its manifest."""
     stem = result.names[index]
     classes = [(int(c), result.label(index, j)) for j, c in enumerate(result.target[index])]
-    overlays = [directory / f"{stem}.{c}-{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-')}.png" for c, label in classes]
+    overlays = [
+        directory / f"{stem}.{c}-{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-')}.png" for c, label in classes
+    ]
     return [*overlays, directory / f"{stem}.npz", directory / f"{stem}.json"]
 
 
@@ -135,8 +137,8 @@ def _refuse_strangers(files: list[Path], *, overwrite: bool) -> None:
     strangers = [] if overwrite else [file for file in files if file.exists() and not _is_ours(file)]
     if strangers:
         raise OutputError(
-            f"{strangers[0]} is there already and camhook did not write it. Choose another path, or pass overwrite=True "
-            "(--overwrite on the command line)."
+            f"{strangers[0]} is there already and camhook did not write it. Choose another path, or pass "
+            "overwrite=True (--overwrite on the command line)."
         )
 
 
@@ -156,4 +158,3 @@ def _is_ours(path: Path) -> bool:
 
 def _numbered(path: Path, index: int, count: int) -> Path:
     return path if count == 1 else path.with_stem(f"{path.stem}_{index}")
-

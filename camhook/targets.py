@@ -69,17 +69,21 @@ class ClassNames:
         """
         wanted = name.strip().lower()
         if not self._names:
-            raise TargetError(f"The class {name!r} was asked for, but no class names are known. Pass class_names= to wrap.")
+            raise TargetError(
+                f"The class {name!r} was asked for, but no class names are known. Pass class_names= to wrap."
+            )
         whole = [index for index, full in self._names.items() if full.lower() == wanted]
         found = [i for i, full in self._names.items() if wanted in (part.strip().lower() for part in full.split(","))]
-        if len(found) == 1 or len(whole) == 1 and "," in wanted:
+        if len(found) == 1 or (len(whole) == 1 and "," in wanted):
             return (whole if len(whole) == 1 else found)[0]
         if found:
             listed = ", ".join(f"{index} ({self._names[index]})" for index in found)
             raise TargetError(f"The name {name!r} is ambiguous: classes {listed}. Pass the index.")
         parts = {part.strip().lower(): part.strip() for full in self._names.values() for part in full.split(",")}
         near = difflib.get_close_matches(wanted, parts, n=5) or [p for p in parts if wanted and wanted in p][:5]
-        hint = f"Did you mean {', '.join(parts[n] for n in near)}?" if near else "Pass the index, or class_names= to wrap."
+        hint = (
+            f"Did you mean {', '.join(parts[n] for n in near)}?" if near else "Pass the index, or class_names= to wrap."
+        )
         raise TargetError(f"No class is named {name!r}. {hint}")
 
 
@@ -89,8 +93,8 @@ def resolve_targets(target: Any, topk: int | None, logits: Tensor, names: ClassN
     Parameters
     ----------
     target
-        None (the predicted class), ``"all"``, a class (index or name) for every image, a list or 1-d tensor of one class
-        an image, a list of lists or (B, T) tensor of several.
+        None (the predicted class), ``"all"``, a class (index or name) for every image, a list or 1-d tensor of one
+        class an image, a list of lists or (B, T) tensor of several.
     topk
         The so many classes with the highest logits, instead of a target.
     logits
@@ -124,7 +128,9 @@ def resolve_targets(target: Any, topk: int | None, logits: Tensor, names: ClassN
         )
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or 0 in lengths:
-        raise TargetError(f"Every image needs the same number of targets, at least one; found {[len(r) for r in rows]}.")
+        raise TargetError(
+            f"Every image needs the same number of targets, at least one; found {[len(r) for r in rows]}."
+        )
     indices = [[_index(item, count, names) for item in row] for row in rows]
     return torch.tensor(indices, device=logits.device)
 

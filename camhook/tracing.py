@@ -16,6 +16,9 @@ from camhook.skeletons import Skeleton
 __all__ = ["Event", "FeaturePoint", "Trace", "trace"]
 
 
+_CANDIDATES = 6  # how far back from the logits a pooled tensor is looked for
+
+
 @dataclass(frozen=True)
 class FeaturePoint:
     """The tensor that a map is read from: what goes into, or comes out of, one call of one module."""
@@ -71,14 +74,11 @@ class Trace:
         tensors = [e.tensor for e in reversed(self.events) if e.is_spatial and (e.in_head or not self.has_forward_head)]
         if isinstance(self.features, Tensor):
             tensors.insert(0, self.features)
-        seen: set[int] = set()
-        for tensor in tensors:
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield self._where(tensor)
+        last_first = list({id(tensor): tensor for tensor in tensors}.values())
+        yield from map(self._where, last_first[:_CANDIDATES])
 
     def _where(self, tensor: Tensor) -> Event:
-        """Return the module that gives this tensor, outermost and last to finish, or else the first that is given it."""
+        """Return the module that gives this tensor (the last to finish), or else the first that is given it."""
         events = [e for e in self.events if e.tensor is tensor]
         made = [e for e in events if e.point.side == "output" and not (e.in_head and tensor is self.features)]
         return made[-1] if made else events[0]
@@ -129,13 +129,14 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
             note(name, "output", calls[name] - 1, output)
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    runs: Any = bones
     split = callable(getattr(bones, "forward_features", None)) and callable(getattr(bones, "forward_head", None))
     try:
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
             inputs = torch.empty(input_shape, dtype=torch.float64, device="meta")
-            features = bones.forward_features(inputs) if split else None
+            features = runs.forward_features(inputs) if split else None
             in_head = split
-            output = bones.forward_head(features) if split else bones(inputs)
+            output = runs.forward_head(features) if split else runs(inputs)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError, AttributeError) as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} could not be traced with an input of shape {input_shape}: {error}. "
@@ -144,7 +145,5 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    marked = tuple(
-        replace(e, point=replace(e.point, overwritten=e.tensor._version != e.version)) for e in events
-    )
+    marked = tuple(replace(e, point=replace(e.point, overwritten=e.tensor._version != e.version)) for e in events)
     return Trace(skeleton, marked, features, split, inputs, output)
