@@ -52,7 +52,8 @@ class Layout:
         """
         if len(shape) != len(self.axes):
             raise LayoutError(
-                f"Features of shape {shape} were found where {self.axes} was expected. Pass adapter= with the right layout."
+                f"Features of shape {shape} were found where {self.axes} was expected. "
+                "Pass adapter= with the right layout."
             )
         if self.axes == "NCHW":
             return shape[2], shape[3]

@@ -1,9 +1,10 @@
 """Norms, attention weights and activations held still, so that what follows the features becomes an affine function.
 
 Inside a tail, three kinds of step keep a score from being a sum over positions: the scale of a normalisation, the
-weights of an attention, and an activation. `FrozenTail` notes their values for the images at hand and then runs the tail again
-with those values held. Norm scales and attention weights stay what they were; an activation becomes its secant
-between the rest and the full features, which is exactly the path integral of its slope when its input moves along a straight line.
+weights of an attention, and an activation. `FrozenTail` notes their values for the images at hand and then runs the
+tail again with those values held. Norm scales and attention weights stay what they were; an activation becomes its
+secant between the rest and the full features, which is exactly the path integral of its slope when its input moves
+along a straight line.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def _groups(x: Tensor, num_groups: int) -> Tensor:
 
 
 def _normalize_scale(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    return x.norm(p, dim, keepdim=True).clamp_min(eps).reciprocal()
+    length: Tensor = torch.linalg.vector_norm(x, p, dim, keepdim=True)
+    return length.clamp_min(eps).reciprocal()
 
 
 def _normalize(x: Tensor, scale: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
@@ -172,7 +174,7 @@ class FrozenTail:
         return self._run(features, "secant" if secants else "norms", repeats)
 
     def bends(self, features: Tensor, share: float) -> bool:
-        """Tell whether some activation's input does not move in a straight line, at `share` of the way from the rest."""
+        """Tell whether some activation's input leaves the straight line, at `share` of the way from the rest."""
         with torch.no_grad():
             self._run(features, "look")
         for step in self._activations:

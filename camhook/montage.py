@@ -176,8 +176,8 @@ def anatomy(photo: Photo, terms: Sequence[Term], total: Term, *, offset: float, 
     panels.append(Panel(whole, total.label, (logit,), "="))
 
     footer = (
-        f"Red adds to the score, blue takes from it. Full colour is {single:.3g} logits of either sign in panels with a "
-        f"weight w, {summed:.3g} in the sums of many. A panel adds the mean of its map over all positions."
+        f"Red adds to the score, blue takes from it. Full colour is {single:.3g} logits of either sign in panels with "
+        f"a weight w, {summed:.3g} in the sums of many. A panel adds the mean of its map over all positions."
     )
     missing = total.score - offset - sum(term.score for term in terms)
     if abs(missing) >= 0.005:  # an equation that does not hold must not look as if it did

@@ -117,8 +117,9 @@ def make_plan(
                     return plan
     tried = "\n".join(f"  - {reason}" for reason in dict.fromkeys(reasons)) or "  - no tensor with positions was seen"
     raise UnsupportedModelError(
-        f"{name}: no place was found where its score is a sum over positions of the picture. Expected a tail that reads "
-        f"spatial features through their mean; tried:\n{tried}\nIf you know the place, pass target_layer= or adapter=."
+        f"{name}: no place was found where its score is a sum over positions of the picture. Expected a tail that "
+        f"reads spatial features through their mean; tried:\n{tried}\nIf you know the place, pass "
+        "target_layer= or adapter=."
     )
 
 

@@ -179,7 +179,7 @@ class CAMResult:
         threshold: float = 0.2,
         component: drawing.Component = "largest",
     ) -> npt.NDArray[np.signedinteger]:
-        """Return boxes (n, 4), (left, top, right, bottom) in the photo's pixels, of the evidence; see `drawing.boxes`."""
+        """Return boxes (n, 4), (left, top, right, bottom) in the photo's pixels; see `drawing.boxes`."""
         return drawing.boxes(
             self._drawable(index, self._position(index, target)), threshold=threshold, component=component
         )

@@ -73,7 +73,7 @@ class StandIn(TorchFunctionMode):
 
     def __enter__(self) -> StandIn:
         self._made = {}
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:

@@ -1,6 +1,6 @@
 """One battery for every family of classifiers: each map against a reference that shares no code with the engine.
 
-All in float64, so that a wrong formula cannot hide behind rounding. Adding a family is one row of `FAMILIES`, and, where
+All in float64, so that a wrong formula cannot hide behind rounding. Adding a family is a row of `FAMILIES`, and, where
 its tail is not affine as it stands, one function that writes that tail out by hand.
 """
 
@@ -265,7 +265,7 @@ def _of(family: Family) -> Case:
 
 
 def _jitter(model: nn.Module, x: Tensor) -> None:
-    """Move parameters and running statistics off their initial values, where a head may be zero or a norm do nothing."""
+    """Move parameters and running statistics off their initial values, where a head may be zero or a norm idle."""
     generator = torch.Generator().manual_seed(3)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
