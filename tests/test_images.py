@@ -388,6 +388,13 @@ def test_a_clear_grey_value_of_a_deep_png_is_white(tmp_path: Path) -> None:
     assert (photo.getpixel((0, 0)), photo.getpixel((1, 0))) == (WHITE, (4, 4, 4))
 
 
+def test_a_deep_pgm_is_scaled_though_pillow_reads_it_as_integers(tmp_path: Path) -> None:
+    path = tmp_path / "deep.pgm"
+    path.write_bytes(b"P5 2 1 65535\n" + np.array([7 * 257, 65535], dtype=">u2").tobytes())
+    photo = load_photo(path)
+    assert (photo.getpixel((0, 0)), photo.getpixel((1, 0))) == ((7, 7, 7), WHITE)
+
+
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     path = tmp_path / "moves.gif"
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]

@@ -25,6 +25,15 @@ wrapping_in_inference_mode = pytest.mark.xfail(
 KNOWN = ["test_resnet", "test_convnext", pytest.param("test_mambaout", marks=wrapping_in_inference_mode)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def single_thread() -> Iterator[None]:
+    """Tiny models on a busy machine spend their time waiting for threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def jittered(name: str = "test_resnet", **options: Any) -> Any:
     """A seeded model none of whose parameters is zero, with running statistics of its own."""
     torch.manual_seed(0)
