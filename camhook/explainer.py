@@ -315,8 +315,10 @@ class CAM:
             given = captured[plan.given] if plan.given else tensor if plan.entry == "forward" else None
             grid_size = plan.layout.grid_size(tuple(features.shape), _size(tensor))
             tail = plan.tail(self.model, given, self._logits)
-            yield plan, logits, Accounting(plan.head, tail, plan.layout, features, grid_size)
+            with torch.autocast(tensor.device.type, enabled=False):
+                yield plan, logits, Accounting(plan.head, tail, plan.layout, features, grid_size)
 
+    @torch.inference_mode(False)
     def _plan_for(self, size: tuple[int, int]) -> Plan:
         if self._plan is None:
             self._plan = make_plan(
@@ -341,8 +343,9 @@ class CAM:
     def _inputs(self, images: Any) -> tuple[Tensor, ImageBatch | None]:
         reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
         if isinstance(images, Tensor):
+            images = images.detach()
             _check_tensor(images, self._in_chans, reference)
-            return images.detach(), None
+            return images, None
         if self._preprocessing is None:
             raise ImageError(
                 "How to preprocess photos is not known for this model. Pass data_config= (and input_size=) to wrap, as "

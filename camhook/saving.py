@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -129,7 +131,8 @@ def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
         partial.write_bytes(buffer.getvalue())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise OutputError(f"{path} cannot be written: {error}. Choose another path.") from error
 
 
@@ -144,15 +147,17 @@ def _refuse_strangers(files: list[Path], *, overwrite: bool) -> None:
 
 def _is_ours(path: Path) -> bool:
     try:
-        if path.suffix == ".png":
+        if path.suffix.lower() == ".png":
             with Image.open(path) as image:
                 return str(image.info.get("Software", "")).startswith(SOFTWARE)
         if path.suffix == ".npz":
-            with np.load(path) as arrays:
-                return "software" in arrays and str(arrays["software"]) == SOFTWARE
+            with zipfile.ZipFile(path) as archive, archive.open("software.npy") as stream:
+                return str(np.load(io.BytesIO(stream.read()))) == SOFTWARE
         found = json.loads(path.read_text())
         return isinstance(found, dict) and found.get("software") == SOFTWARE
-    except (OSError, ValueError, SyntaxError):  # whatever it is, it is not a file that camhook wrote
+    except (OSError, ValueError, KeyError, EOFError, SyntaxError, RecursionError, zipfile.BadZipFile):
+        return False  # whatever it is, it is not a file that camhook wrote
+    except Image.DecompressionBombError:  # far larger than what we write
         return False
 
 

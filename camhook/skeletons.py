@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ class Skeleton:
             for name, value in module.__dict__.items():
                 if name.endswith("_hooks") and isinstance(value, dict):
                     memo[id(value)] = type(value)()
-            for value in chain(module._parameters.values(), module._buffers.values(), module.__dict__.values()):
+            for value in tree_leaves(vars(module)):  # parameters, buffers, and what the model caches on its own
                 if isinstance(value, Tensor) and id(value) not in memo:
                     memo[id(value)] = meta = _emptied(value)
                     self.live[id(meta)] = value

@@ -75,7 +75,8 @@ class Trace:
         if isinstance(self.features, Tensor):
             tensors.insert(0, self.features)
         last_first = list({id(tensor): tensor for tensor in tensors}.values())
-        yield from map(self._where, last_first[:_CANDIDATES])
+        noted = {id(event.tensor) for event in self.events}
+        yield from (self._where(tensor) for tensor in last_first[:_CANDIDATES] if id(tensor) in noted)
 
     def _where(self, tensor: Tensor) -> Event:
         """Return the module that gives this tensor (the last to finish), or else the first that is given it."""

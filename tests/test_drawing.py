@@ -412,14 +412,15 @@ def test_anatomy_writes_the_equation(layout: dict[str, Any]) -> None:
     panels = layout["panels"]
     assert [panel.sign for panel in panels] == ["", "=", "+", "+", "+", "="]
     assert [panel.title for panel in panels] == ["photo", "channel 4", "channel 9", "rest", "offset", "map of cat"]
-    assert layout["lengths"] == [4, 2]
+    assert layout["lengths"] == [5, 1]
     assert [panel.lines[0] for panel in panels[:4]] == [
         "logit +2.50",
         "w = +0.5  ·  adds +2.00",
         "w = -0.25  ·  adds -1.00",
         "adds +1.00",
     ]
-    assert "5 logits of either sign" in layout["footer"]  # 4 + 1, the largest of all maps
+    assert "4 logits of either sign" in layout["footer"]  # the largest of the single channels
+    assert "5 in the sums of many" in layout["footer"]  # 4 + 1
     assert "out" not in layout["footer"]
     assert picture.width > 4 * 260
     assert picture.height > 2 * 173
@@ -434,7 +435,7 @@ def test_anatomy_colors_have_the_sign_of_the_evidence(layout: dict[str, Any]) ->
     assert (redness[0][:, 30:] == 0).all()
     assert (redness[1][:, :30] == 0).all()
     assert (redness[1][:, 30:] < 0).all()
-    assert redness[3][0, 0] > redness[0][0, 0] > redness[2][0, 0] > 0  # 5 > 4 > 1 logits on one scale
+    assert redness[3][0, 0] == redness[0][0, 0] > redness[2][0, 0] > 0  # 5 of 5, 4 of 4, 1 of 5 logits
     assert redness[3][0, -1] < 0
 
 

@@ -223,7 +223,6 @@ class SumOfAFunction(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="tracing.Trace._where: features without an event")
 def test_features_that_no_module_gives_or_is_given() -> None:
     with pytest.raises(UnsupportedModelError):
         camhook.wrap(SumOfAFunction(), input_size=SIZE)

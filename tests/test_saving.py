@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pytest
@@ -193,10 +192,6 @@ def content(data: bytes) -> Callable[[Path], None]:
     return write
 
 
-def known(kind: type[BaseException], *, run: bool = True) -> Any:
-    return pytest.mark.xfail(strict=True, raises=kind, run=run, reason=f"saving._is_ours lets {kind.__name__} through")
-
-
 STRANGERS = [
     pytest.param("dog.0-tabby.png", picture_bytes, id="picture"),
     pytest.param("dog.0-tabby.png", content(b""), id="empty picture"),
@@ -204,9 +199,9 @@ STRANGERS = [
     pytest.param("dog.npz", other_arrays, id="arrays"),
     pytest.param("dog.npz", pickled, id="pickled arrays"),
     pytest.param("dog.npz", content(b"text"), id="text for arrays"),
-    pytest.param("dog.npz", one_array, id="one array", marks=known(TypeError)),
-    pytest.param("dog.npz", content(b""), id="empty arrays", marks=known(EOFError)),
-    pytest.param("dog.npz", content(b"PK\x03\x04cut off"), id="broken arrays", marks=known(BadZipFile, run=False)),
+    pytest.param("dog.npz", one_array, id="one array"),
+    pytest.param("dog.npz", content(b""), id="empty arrays"),
+    pytest.param("dog.npz", content(b"PK\x03\x04cut off"), id="broken arrays"),
     pytest.param("dog.json", content(b'{"software": "somebody else"}'), id="manifest"),
     pytest.param("dog.json", content(b'["camhook"]'), id="list"),
     pytest.param("dog.json", content(b"\xff\xfe\x00"), id="not text"),
@@ -241,7 +236,6 @@ def test_strangers_picture_is_left_alone(several: CAMResult, tmp_path: Path) -> 
     several.save(tmp_path / "cam.png")
 
 
-@pytest.mark.xfail(strict=True, raises=OutputError, reason="saving._is_ours compares the suffix with its case")
 def test_own_file_with_a_capital_suffix_is_replaced(one: CAMResult, tmp_path: Path) -> None:
     one.save(tmp_path / "CAM.PNG")
     one.save(tmp_path / "CAM.PNG")
@@ -263,7 +257,6 @@ def test_file_where_a_directory_is_needed(one: CAMResult, tmp_path: Path) -> Non
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.xfail(strict=True, raises=NotADirectoryError, reason="saving._write unlinks below a file")
 def test_file_where_a_pictures_directory_is_needed(one: CAMResult, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OutputError, match="cannot be written"):
