@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Literal
@@ -59,12 +59,14 @@ class Layout:
             return shape[2], shape[3]
         if self.axes == "NHWC":
             return shape[1], shape[2]
-        positions = shape[1] - self.num_prefix_tokens
-        if self.patch_size is not None:
-            height, width = (size // patch for size, patch in zip(input_size, self.patch_size, strict=True))
-            if height * width == positions:
-                return height, width
-        return _grid_of(positions, input_size)
+        return self.patch_grid(shape, input_size) or _grid_of(shape[1] - self.num_prefix_tokens, input_size)
+
+    def patch_grid(self, shape: tuple[int, ...], input_size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the grid of patches, if the patch size is known and there are as many tokens as patches."""
+        if self.patch_size is None or len(shape) != 3:
+            return None
+        height, width = (size // patch for size, patch in zip(input_size, self.patch_size, strict=True))
+        return (height, width) if height * width == shape[1] - self.num_prefix_tokens else None
 
     def split(self, features: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Return the positions (B, C, h, w), a view where that can be, and the prefix tokens (B, P, C) or None."""
@@ -111,28 +113,38 @@ def _grid_of(positions: int, input_size: tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A family's way of pooling and of laying out its positions.
+    """A family's way of laying out its positions, and where its score is read from them.
 
     Parameters
     ----------
     name
         Unique name, shown by ``describe()``.
-    pooling
-        The pooling step that turns many positions into one vector. The engine verifies it numerically on the tail.
     layouts
         Given the model and the shape of the features, the layouts that may apply, most likely first. The engine takes
         the first that passes its numerical check: nothing is taken on trust.
     applies
         Whether the adapter is for this model.
     target_layer
-        Name of the module whose output holds the positions, where it is not what ``forward_head`` is given.
+        Name of the module whose output holds the positions, where it is not what ``forward_head`` is given; prefixed
+        by ``"input of "``, the module whose input does. Or a function from the model to such a name, or to several
+        names, of all the places that the score is read from.
+    reads
+        For a model whose class tokens read the positions: the modules within which what they read counts, where some of
+        it leads nowhere.
     """
 
     name: str
-    pooling: Literal["mean"]
     layouts: Callable[[nn.Module, tuple[int, ...]], Iterable[Layout]]
     applies: Callable[[nn.Module], bool] = lambda model: True
-    target_layer: str | None = None
+    target_layer: str | Callable[[nn.Module], str | Sequence[str]] | None = None
+    reads: Callable[[nn.Module], Sequence[str]] | None = None
+
+    def layers(self, model: nn.Module) -> list[str] | None:
+        """Return the names of the layers of this model that hold the positions, if the adapter says so."""
+        layers = self.target_layer(model) if callable(self.target_layer) else self.target_layer
+        if layers is None:
+            return None
+        return [layers] if isinstance(layers, str) else list(layers)
 
 
 _registry: dict[str, Adapter] = {}

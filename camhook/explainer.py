@@ -5,69 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from camhook.accounting import Accounting
 from camhook.adapters.base import Adapter
+from camhook.description import Description
 from camhook.errors import CamhookError, CompletenessError, ImageError, TargetError, UnsupportedModelError
-from camhook.heads import Accounting
-from camhook.hooks import capturing, evaluating
+from camhook.hooks import evaluating
 from camhook.images import Geometry, ImageBatch, Preprocessing, Source
+from camhook.inputs import check_tensor, in_chans_of, original, own_config, resolve_input_size, selector, size_of
 from camhook.maps import completeness_error, contrasted, rivals, tolerance
 from camhook.montage import Term, anatomy
-from camhook.plan import Output, Plan, make_plan, model_name
+from camhook.observing import observing
+from camhook.plan import Plan, make_plan, model_name
 from camhook.results import CAMResult
+from camhook.skeletons import Twin
+from camhook.sources import MeanSource
+from camhook.tails import Output
 from camhook.targets import ClassNames, resolve_targets
 
 __all__ = ["CAM", "Description", "wrap"]
 
 METHODS = ("auto", "cam")
-
-
-@dataclass(frozen=True)
-class Description:
-    """What camhook found out about a model; prints well."""
-
-    model: str
-    target_layer: str
-    layout: str
-    feature_shape: tuple[int, ...]
-    grid_size: tuple[int, int]
-    num_prefix_tokens: int
-    input_size: tuple[int, int]
-    num_classes: int
-    adapter: str
-    pooling: str
-    tail: str
-    check_error: float
-    forward_passes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the same as plain types, ready for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        tails = {
-            "linear": "affine as it stands: the map is Zhou's CAM",
-            "norm-linear": "affine once the norm's scale is held",
-            "mlp": "affine, activation, affine: path integral in closed form",
-            "deep": "several activations: path integral by quadrature",
-        }
-        rows = {
-            "model": f"{self.model}, {self.num_classes} classes, input {self.input_size[0]} x {self.input_size[1]}",
-            "target layer": self.target_layer,
-            "features": f"{self.feature_shape} as {self.layout}, grid {self.grid_size[0]} x {self.grid_size[1]}, "
-            f"{self.num_prefix_tokens} prefix tokens",
-            "pooling": f"{self.pooling} (adapter {self.adapter!r})",
-            "tail": f"{self.tail}: {tails[self.tail]}",
-            "checks": f"passed on random parameters, largest relative deviation {self.check_error:.0e}",
-            "cost": f"{self.forward_passes} forward pass{'es' * (self.forward_passes > 1)} and a run of the tail",
-        }
-        return "\n".join(f"{name:<13} {value}" for name, value in rows.items())
 
 
 def wrap(
@@ -118,8 +81,6 @@ def wrap(
     >>> result.maps.shape, bool(result.exact)
     (torch.Size([1, 1, 5, 5]), True)
     """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"A torch.nn.Module was expected, {type(model).__name__} was found.")
     _check_method(method)
     cam = CAM(model, adapter, target_layer, class_names, data_config, input_size, output, strict)
     if cam._input_size is not None:
@@ -141,19 +102,21 @@ class CAM:
         output: Output | str | int | None,
         strict: bool,
     ) -> None:
-        self.model = model
+        self.model, self._found_in = original(model)
+        model = self.model
         self.strict = strict
         self.class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
         self._adapter, self._target_layer = adapter, target_layer
-        self._output = _selector(output)
-        self._in_chans = _in_chans(model)
-        config = dict(data_config) if data_config is not None else _own_config(model)
-        self._input_size = _resolve_input_size(model, config if data_config else None, input_size, config)
+        self._output = selector(output)
+        self._in_chans = in_chans_of(model)
+        config = dict(data_config) if data_config is not None else own_config(model)
+        self._input_size = resolve_input_size(model, config if data_config else None, input_size, config)
         self._preprocessing: Preprocessing | None = None
         if config is not None and self._input_size is not None:
             config["input_size"] = (self._in_chans, *self._input_size)
             self._preprocessing = Preprocessing(config, self._in_chans)
-        self._plan: Plan | None = None
+        self._twin = Twin(model)
+        self._plans: dict[tuple[int, int], Plan] = {}
 
     @torch.inference_mode(False)
     def __call__(
@@ -190,8 +153,9 @@ class CAM:
         _check_method(method)
         tensor, batch = self._inputs(images)
         with self._accounted(tensor) as (plan, logits, account):
+            dtype = account.dtype
             targets = resolve_targets(target, topk, logits, self.class_names)
-            wide = logits.to(account.positions.dtype)
+            wide = logits.to(account.logits.dtype)
 
             def explained(classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 return account.maps(classes), account.offset(classes), wide.gather(1, classes)
@@ -211,14 +175,14 @@ class CAM:
             logits=wide,
             scores=scores,
             completeness_error=completeness_error(maps, offset, scores),
-            tolerance=tolerance(wide, logits.dtype, account.dtype)[:, None],
+            tolerance=tolerance(wide, logits.dtype, dtype)[:, None],
             method="cam",
             head=str(plan.head),
-            target_layer=str(plan.point),
+            target_layer=plan.target_layer,
             model_name=model_name(self.model),
             names=tuple(batch.names if batch else [f"image{i}" for i in range(len(tensor))]),
             class_names=self.class_names,
-            geometries=tuple(batch.geometries if batch else [Geometry.identity(_size(tensor))] * len(tensor)),
+            geometries=tuple(batch.geometries if batch else [Geometry.identity(size_of(tensor))] * len(tensor)),
             photos=photos,
             contrast="" if contrast is None else " against rivals" if contrast == "rivals" else " against others",
         )
@@ -239,24 +203,9 @@ class CAM:
         CamhookError
             If that is not known yet, since the input size is not: pass ``input_size=`` to wrap, or explain an image.
         """
-        if self._plan is None:
+        if not self._plans:
             raise CamhookError("The input size is not known yet. Pass input_size=(H, W) to wrap, or explain an image.")
-        plan = self._plan
-        return Description(
-            model=model_name(self.model),
-            target_layer=str(plan.point),
-            layout=plan.layout.axes,
-            feature_shape=plan.feature_shape[1:],
-            grid_size=plan.grid_size,
-            num_prefix_tokens=plan.layout.num_prefix_tokens,
-            input_size=plan.input_size,
-            num_classes=plan.num_classes,
-            adapter=plan.adapter,
-            pooling=plan.head.pooling,
-            tail=plan.head.tail,
-            check_error=plan.head.error,
-            forward_passes=plan.forward_passes,
-        )
+        return Description.of(model_name(self.model), next(iter(self._plans.values())))
 
     @torch.inference_mode(False)
     def anatomy(self, photo: Source | Tensor, target: int | str | None = None, *, channels: int = 5) -> Image.Image:
@@ -280,8 +229,13 @@ class CAM:
         if len(result) != 1:
             raise ImageError(f"anatomy draws one image; {len(result)} were given.")
         with self._accounted(self._inputs(photo)[0]) as (_, _, account):
-            weights = account.weights(result.target)[0, 0]
-            parts = weights[:, None, None] * account.positions[0]
+            (source,) = account.sources if len(account.sources) == 1 else (None,)
+            if not isinstance(source, MeanSource):
+                raise UnsupportedModelError(
+                    f"anatomy draws feature maps pooled by their mean; {result.head} reads them otherwise."
+                )
+            weights = account.slopes(result.target)[0][0, 0]
+            parts = weights[:, None, None] * source.positions[0]
         count = parts.shape[0]
         if not 1 <= channels <= count:
             raise CamhookError(f"channels={channels}: from 1 to {count}, the number of feature maps, was expected.")
@@ -306,29 +260,37 @@ class CAM:
 
     @contextmanager
     def _accounted(self, tensor: Tensor) -> Iterator[tuple[Plan, Tensor, Accounting]]:
-        """Run the model once and, within the block, account for its logits: the tail runs in eval mode too."""
-        plan = self._plan_for(_size(tensor))
-        with torch.no_grad(), evaluating(self.model):
-            with capturing(self.model, plan.points) as captured:
+        """Run the model once, in eval mode, and within the block account for its logits."""
+        plan = self._plan_for(size_of(tensor))
+        if plan.head is None:
+            raise UnsupportedModelError(
+                f"{model_name(self.model)} has no head (num_classes=0, an Identity in the classifier's place, or an "
+                "encoder), so there is no class score to explain. Its maps need a probe, a linear classifier on its "
+                "frozen features; or give it a classifier (model.reset_classifier(...) and trained weights)."
+            )
+        with torch.no_grad():
+            with evaluating(self.model), observing(self.model, plan) as observation:
                 logits = self._logits(self.model(tensor)).detach()
-            features = captured[plan.point]
-            given = captured[plan.given] if plan.given else tensor if plan.entry == "forward" else None
-            grid_size = plan.layout.grid_size(tuple(features.shape), _size(tensor))
-            tail = plan.tail(self.model, given, self._logits)
             with torch.autocast(tensor.device.type, enabled=False):
-                yield plan, logits, Accounting(plan.head, tail, plan.layout, features, grid_size)
+                yield plan, logits, observation.account(plan, self._twin.module(), tensor, self._logits)
 
     @torch.inference_mode(False)
     def _plan_for(self, size: tuple[int, int]) -> Plan:
-        if self._plan is None:
-            self._plan = make_plan(
-                self.model,
-                (2, self._in_chans, *size),
-                adapter=self._adapter,
-                target_layer=self._target_layer,
-                output=self._output,
+        """Return the plan for inputs of that size: any plan will do, but class tokens count their patches."""
+        if size not in self._plans:
+            known = next(iter(self._plans.values()), None)
+            self._plans[size] = (
+                known
+                if known and known.tokens is None
+                else make_plan(
+                    self.model,
+                    (2, self._in_chans, *size),
+                    adapter=self._adapter,
+                    target_layer=self._target_layer,
+                    output=self._output,
+                )
             )
-        return self._plan
+        return self._plans[size]
 
     def _logits(self, returned: Any) -> Tensor:
         logits = self._output(returned)
@@ -344,7 +306,7 @@ class CAM:
         reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
         if isinstance(images, Tensor):
             images = images.detach()
-            _check_tensor(images, self._in_chans, reference)
+            check_tensor(images, self._in_chans, reference)
             return images, None
         if self._preprocessing is None:
             raise ImageError(
@@ -383,74 +345,3 @@ class _Later(Sequence[Image.Image]):
 def _check_method(method: str) -> None:
     if method not in METHODS:
         raise CamhookError(f"method={method!r}: one of {', '.join(METHODS)} was expected.")
-
-
-def _check_tensor(images: Tensor, in_chans: int, reference: Tensor) -> None:
-    advice = "Photos (paths, PIL images, uint8 arrays) are preprocessed for you; a tensor is taken as it is."
-    if images.ndim != 4 or 0 in images.shape:
-        raise ImageError(f"A tensor of shape {tuple(images.shape)} was found, (B, C, H, W) was expected. {advice}")
-    if not images.is_floating_point():
-        raise ImageError(f"A tensor of {images.dtype} was found, preprocessed floating point was expected. {advice}")
-    if images.shape[1] != in_chans:
-        raise ImageError(f"A tensor of {images.shape[1]} channels was found, the model reads {in_chans}. {advice}")
-    if images.device != reference.device:
-        raise ImageError(
-            f"The tensor is on {images.device} and the model on {reference.device}. "
-            f"Move one: tensor.to({str(reference.device)!r})."
-        )
-    if images.dtype != reference.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise ImageError(
-            f"The tensor is {images.dtype} and the model {reference.dtype}. Convert one: tensor.to({reference.dtype})."
-        )
-    if not bool(torch.isfinite(images).all()):
-        raise ImageError("The tensor holds NaN or infinity; finite numbers were expected. Check the preprocessing.")
-
-
-def _selector(output: Output | str | int | None) -> Output:
-    if output is None:
-        return lambda returned: returned
-    if isinstance(output, int):
-        return lambda returned: returned[output]
-    if isinstance(output, str):
-        return lambda returned: returned[output] if isinstance(returned, Mapping) else getattr(returned, output)
-    return output
-
-
-def _size(tensor: Tensor) -> tuple[int, int]:
-    return tensor.shape[-2], tensor.shape[-1]
-
-
-def _own_config(model: nn.Module) -> dict[str, Any] | None:
-    if not isinstance(getattr(model, "pretrained_cfg", None), dict):
-        return None
-    from timm.data import resolve_model_data_config
-
-    config: dict[str, Any] = resolve_model_data_config(model)
-    return config
-
-
-def _in_chans(model: nn.Module) -> int:
-    """Read the input channels off the first convolution: timm's config keeps saying 3 for a model made with another."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3
-
-
-def _resolve_input_size(
-    model: nn.Module,
-    given: Mapping[str, Any] | None,
-    input_size: tuple[int, int] | None,
-    config: Mapping[str, Any] | None,
-) -> tuple[int, int] | None:
-    """Return what the user says, else what the patch embedding was built for, else what the config says."""
-    if input_size is not None:
-        height, width = input_size
-        return int(height), int(width)
-    if given is not None and "input_size" in given:
-        return tuple(given["input_size"][-2:])
-    for module in model.modules():
-        size = getattr(module, "img_size", None)
-        if isinstance(size, tuple) and len(size) == 2:
-            return size
-    return tuple(config["input_size"][-2:]) if config is not None else None

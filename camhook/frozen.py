@@ -1,135 +1,65 @@
-"""Norms, attention weights and activations held still, so that what follows the features becomes an affine function.
+"""A tail with norms, attention weights and winners held still and activations straightened: an affine function.
 
-Inside a tail, three kinds of step keep a score from being a sum over positions: the scale of a normalisation, the
-weights of an attention, and an activation. `FrozenTail` notes their values for the images at hand and then runs the
-tail again with those values held. Norm scales and attention weights stay what they were; an activation becomes its
-secant between the rest and the full features, which is exactly the path integral of its slope when its input moves
-along a straight line.
+Inside a tail, some steps keep a score from being a sum over positions. Four kinds are held at their values for the
+images at hand: the scale of a normalisation, the weights of an attention, the winners of a maximum, a live denominator.
+The other two are replaced by what is affine and agrees with them at the rest and at the full features: an activation
+by its secant, a product of two live factors by its two halves, each factor times the mean of the other's two values.
+So whatever the depth of the tail, its change from the rest to the full features is the sum, without remainder, of what
+its inputs change times one slope each (the rescale rule of Shrikumar et al. 2017, arXiv 1704.02685; with one activation
+it is the path integral of Sundararajan et al. 2017 in closed form).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from camhook.steps import ACTIVATIONS, DIVISIONS, HELD, PRODUCTS, STATISTICS, mha_parts
 
 __all__ = ["FrozenTail"]
 
+Phase = Literal["full", "rest", "held", "straight", "look"]
 _HALF = (torch.float16, torch.bfloat16)
 
-# Steps whose whole result is held: attention weights, and the scales from which norms are composed by hand.
-_HELD = {
-    F.softmax,
-    torch.softmax,
-    Tensor.softmax,
-    torch.rsqrt,
-    Tensor.rsqrt,
-    torch.norm,
-    Tensor.norm,
-    torch.linalg.norm,
-    torch.linalg.vector_norm,
-    torch.std,
-    Tensor.std,
-}
 
-_ACTIVATIONS = {
-    F.celu, F.elu, F.gelu, F.hardshrink, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.logsigmoid, F.mish,
-    F.prelu, F.relu, F.relu6, F.rrelu, F.selu, F.sigmoid, F.silu, F.softplus, F.softshrink, F.softsign, F.tanh,
-    F.tanhshrink, F.threshold, torch.celu, torch.clamp, torch.prelu, torch.relu, torch.selu, torch.sigmoid, torch.tanh,
-    Tensor.clamp, Tensor.relu, Tensor.sigmoid, Tensor.tanh,
-}  # fmt: skip
+class _Bend:
+    """One activation or product of the tail: its operands at the full features and at the rest."""
 
+    def __init__(self, func: Callable[..., Tensor], full: tuple[Tensor, ...]) -> None:
+        self.func, self.full = func, full
+        self.rest: tuple[Tensor, ...] = ()
+        self.seen: tuple[Tensor, ...] = ()
+        self.base: Tensor
+        self.slopes: tuple[Tensor, ...] = ()
 
-# The signatures below are those of torch's own functions, so that keyword arguments arrive where they should.
-def _layer_norm_scale(
-    x: Tensor, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
-) -> Tensor:
-    return (x.var(_last(normalized_shape), unbiased=False, keepdim=True) + eps).rsqrt()
+    def settle(self, rest: tuple[Tensor, ...], base: Tensor) -> None:
+        """Note the operands and the value at the rest, which fixes the affine step between the two."""
+        self.rest, self.base = rest, base
+        if len(rest) == 1:
+            self.slopes = (_secant(self.func, rest[0], self.full[0]),)
+        else:
+            self.slopes = tuple((a + b) / 2 for a, b in zip(rest, self.full, strict=True))
 
+    def straight(self, operands: tuple[Tensor, ...], repeat: Callable[[Tensor], Tensor]) -> Tensor:
+        rest, slopes = tuple(map(repeat, self.rest)), tuple(map(repeat, self.slopes))
+        if len(rest) == 1:
+            return repeat(self.base) + slopes[0] * (operands[0] - rest[0])
+        first, second = operands[0] - rest[0], operands[1] - rest[1]
+        return repeat(self.base) + self.func(first, slopes[1]) + self.func(slopes[0], second)
 
-def _layer_norm(
-    x: Tensor,
-    scale: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    x = (x - x.mean(_last(normalized_shape), keepdim=True)) * scale
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
-
-
-def _rms_norm_scale(x: Tensor, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return (x.square().mean(_last(normalized_shape), keepdim=True) + eps).rsqrt()
-
-
-def _rms_norm(
-    x: Tensor, scale: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    return x * scale if weight is None else x * scale * weight
-
-
-def _last(normalized_shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(range(-len(normalized_shape), 0))
-
-
-def _group_norm_scale(x: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
-    return (_groups(x, num_groups).var(-1, unbiased=False, keepdim=True) + eps).rsqrt()
-
-
-def _group_norm(
-    x: Tensor,
-    scale: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    groups = _groups(x, num_groups)
-    x = ((groups - groups.mean(-1, keepdim=True)) * scale).reshape(x.shape)
-    per_channel = (-1, *[1] * (x.ndim - 2))
-    x = x if weight is None else x * weight.view(per_channel)
-    return x if bias is None else x + bias.view(per_channel)
-
-
-def _groups(x: Tensor, num_groups: int) -> Tensor:
-    return x.reshape(len(x), num_groups, -1, *x.shape[2:]).flatten(2)
-
-
-def _normalize_scale(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(x, p, dim, keepdim=True)
-    return length.clamp_min(eps).reciprocal()
-
-
-def _normalize(x: Tensor, scale: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    return x * scale
-
-
-# How a norm's scale is read off its input, and how the norm is applied with a given scale.
-_NORMS: dict[Any, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    F.layer_norm: (_layer_norm_scale, _layer_norm),
-    F.rms_norm: (_rms_norm_scale, _rms_norm),
-    F.group_norm: (_group_norm_scale, _group_norm),
-    F.normalize: (_normalize_scale, _normalize),
-}
-
-
-class _Step:
-    """One norm or activation of the tail, in order of execution, and its values for the images at hand."""
-
-    def __init__(self, held: Tensor) -> None:
-        self.held = held  # a norm's scale, an attention's weights, an activation's input at the full features
-        self.rest: Tensor | None = None  # an activation's input at the rest
-        self.base: Tensor | None = None  # its value there
-        self.slope: Tensor | None = None  # the secant from the rest to the full features
-        self.seen: Tensor | None = None  # an activation's input when the tail was last looked at in between
+    def is_off(self, share: float) -> bool:
+        """Tell whether an operand seen in between has left the straight line at `share` of the way."""
+        return any(
+            bool((seen - torch.lerp(rest, full, share)).abs().max() > 1e-6 * (full.abs().max() + rest.abs().max()))
+            for seen, rest, full in zip(self.seen, self.rest, self.full, strict=True)
+        )
 
 
 class FrozenTail:
@@ -138,86 +68,132 @@ class FrozenTail:
     Parameters
     ----------
     tail
-        Function from features to logits, both batched along the first axis.
+        Function from features to logits, all batched along the first axis.
     full, rest
         The features as they are, and the same with the positions' part taken out.
 
     Attributes
     ----------
     logits, offset : Tensor
-        The tail's value at the full features and, with norms and attention held, at the rest; shape (B, K).
-    has_norms, has_activations : bool
-        Whether the tail holds such steps.
+        The tail's value at the full features and, with all statistics held, at the rest; shape (B, K).
+    kinds : set of str
+        What was held: ``"norm"``, ``"attention"``, ``"max"``, ``"bend"`` (an activation or a product), ``"conv"``.
     """
 
-    def __init__(self, tail: Callable[[Tensor], Tensor], full: Tensor, rest: Tensor) -> None:
+    def __init__(self, tail: Callable[..., Tensor], full: Sequence[Tensor], rest: Sequence[Tensor]) -> None:
         self._tail = tail
-        self._norms: list[_Step] = []
-        self._activations: list[_Step] = []
+        self._ends = list(zip(full, rest, strict=True))
+        self.kinds: set[str] = set()
+        self.statistics: list[Tensor] = []
+        self.bends_met: list[_Bend] = []
         with torch.no_grad():
-            self.logits = self._run(full, "record")
+            self.logits = self._run(full, "full")
             self.offset = self._run(rest, "rest")
-        self.has_norms = bool(self._norms)
-        self.has_activations = bool(self._activations)
 
-    def __call__(self, features: Tensor, *, secants: bool, repeats: int = 1) -> Tensor:
+    def __call__(self, *features: Tensor, straight: bool, repeats: int = 1) -> Tensor:
         """Run the tail with everything held; differentiable in `features`.
 
         Parameters
         ----------
         features
             As many as the images at hand times `repeats`, those of one image in a row.
-        secants
-            Replace activations by their secants, which makes the result affine in `features` where no activation feeds
-            another; else let them act.
+        straight
+            Replace activations and products by what is affine; else let them act.
         """
-        return self._run(features, "secant" if secants else "norms", repeats)
+        return self._run(features, "straight" if straight else "held", repeats)
 
-    def bends(self, features: Tensor, share: float) -> bool:
+    def is_bent(self, share: float) -> bool:
         """Tell whether some activation's input leaves the straight line, at `share` of the way from the rest."""
         with torch.no_grad():
-            self._run(features, "look")
-        for step in self._activations:
-            assert step.rest is not None
-            assert step.seen is not None
-            straight = torch.lerp(step.rest, step.held, share)
-            if (step.seen - straight).abs().max() > 1e-6 * (step.held.abs().max() + step.rest.abs().max()):
-                return True
-        return False
+            self._run([torch.lerp(rest, full, share) for full, rest in self._ends], "look")
+        return any(bend.is_off(share) for bend in self.bends_met)
 
-    def _run(self, features: Tensor, phase: str, repeats: int = 1) -> Tensor:
+    def _run(self, features: Sequence[Tensor], phase: Phase, repeats: int = 1) -> Tensor:
         # The tail may begin with an in-place step: it must meet neither a leaf nor the captured tensor itself.
-        features = features * 1
-        with torch.autocast(features.device.type, enabled=False), _Hold(self, phase, repeats, features):
-            return self._tail(features)
+        features = [each * 1 for each in features]
+        with torch.autocast(features[0].device.type, enabled=False), _Hold(self, phase, repeats, features):
+            return self._tail(*features)
 
 
 class _Hold(TorchFunctionMode):
-    """Meets every torch function within a tail: widens half precision, and records or holds norms and activations."""
+    """Meets every torch function within a tail, tells what depends on the features, and holds what has to be held."""
 
-    def __init__(self, owner: FrozenTail, phase: str, repeats: int, features: Tensor) -> None:
+    def __init__(self, owner: FrozenTail, phase: Phase, repeats: int, features: Sequence[Tensor]) -> None:
         super().__init__()
-        self._phase, self._repeats, self._dtype = phase, repeats, features.dtype
-        self._features = features
-        self._begun = False  # steps before the features come into play are none of ours
-        self._norms, self._activations = owner._norms, owner._activations
-        self._next_norm = self._next_activation = 0
+        self._owner, self._phase, self._repeats, self._dtype = owner, phase, repeats, features[0].dtype
+        self._live = WeakIdKeyDictionary()
+        self._mark(features)
+        self._next_statistic = self._next_bend = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        self._begun = self._begun or any(leaf is self._features for leaf in tree_leaves((args, kwargs)))
-        if not self._begun or getattr(func, "__name__", "") == "__get__":  # .shape, .dtype: nothing to compute
+        args, kwargs = tuple(args), dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not any(t in self._live for t in tensors):
             return func(*args, **kwargs)
-        args, kwargs = tree_map(self._usable, (tuple(args), kwargs))
-        if func in _NORMS:
-            return self._norm(*_NORMS[func], args, kwargs)
-        if func in _HELD:
-            return self._norm(func, lambda x, held, *_, **__: held, args, kwargs)
-        if func in _ACTIVATIONS and _has_floats(args, kwargs):
-            return self._activation(func, args, kwargs)
-        return func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__":  # .shape and the like; .mT is alive too
+            return self._mark(func(*args, **kwargs))
+        return self._mark(self._step(func, args, kwargs))
+
+    def _step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        live = [isinstance(a, Tensor) and a in self._live for a in args]
+        args, kwargs = tree_map(self._usable, (args, kwargs))
+        if func is F.multi_head_attention_forward:
+            (q, k, v, mask), finish = mha_parts(*args, **kwargs)
+            return finish(self._statistic(F.scaled_dot_product_attention, (q, k, v, mask), {}))
+        if func is F.glu:
+            x, args, kwargs = _take_input(args, kwargs)
+            values, gates = x.chunk(2, kwargs.get("dim", *args or (-1,)))
+            return self._bend(torch.mul, (values, self._bend(torch.sigmoid, (gates,))))
+        if func in (torch.max, Tensor.max, torch.maximum) and len(args) > 1 and isinstance(args[1], Tensor):
+            return self._bend(torch.relu, (args[0] - args[1],)) + args[1]
+        if func in STATISTICS:
+            return self._statistic(func, args, kwargs)
+        if func in PRODUCTS and all(live[:2]):
+            return self._bend(PRODUCTS[func], args[:2])
+        if func is torch.einsum and sum(live) == 2:
+            return self._bend(lambda a, b: torch.einsum(args[0], a, b), args[1:3])
+        if func in DIVISIONS and all(live[1:2]) and len(live) > 1:
+            return args[0] / self._held(lambda: args[1])
+        if func in ACTIVATIONS:
+            x, args, kwargs = _take_input(args, kwargs)
+            return self._bend(_acting(func, args, kwargs), (x,))
+        result = func(*args, **kwargs)
+        if "conv" in getattr(func, "__name__", "") and max(args[1].shape[2:]) > 1 and result[0, 0].numel() > 1:
+            self._owner.kinds.add("conv")  # positions go on, and are mixed
+        return result
+
+    def _statistic(self, func: Any, args: Any, kwargs: Any) -> Any:
+        read, apply = STATISTICS[func]
+        x, args, kwargs = _take_input(args, kwargs)
+        self._owner.kinds.add(_kind(func))
+        return apply(x, self._held(lambda: read(x, *args, **kwargs)), *args, **kwargs)
+
+    def _held(self, read: Callable[[], Tensor]) -> Tensor:
+        """Return a statistic's value at the full features; detached, for it has no slope."""
+        if self._phase == "full":
+            self._owner.statistics.append(read())
+        held = self._owner.statistics[self._next_statistic]
+        self._next_statistic += 1
+        return self._repeat(held)
+
+    def _bend(self, func: Callable[..., Tensor], operands: tuple[Tensor, ...]) -> Tensor:
+        bends = self._owner.bends_met
+        if self._phase == "full":
+            self._owner.kinds.add("bend")
+            bends.append(_Bend(func, operands))
+            return func(*operands)
+        bend = bends[self._next_bend]
+        self._next_bend += 1
+        if self._phase == "straight":
+            return bend.straight(operands, self._repeat)
+        if self._phase == "look":
+            bend.seen = operands
+        value = func(*operands)
+        if self._phase == "rest":
+            bend.settle(operands, value)
+        return value
 
     def _usable(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -226,41 +202,31 @@ class _Hold(TorchFunctionMode):
             return value.to(self._dtype)
         return value.clone() if value.is_inference() else value  # autograd refuses to save inference tensors
 
-    def _norm(self, scale_of: Callable[..., Tensor], apply: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
-        x, args, kwargs = _take_input(args, kwargs)
-        if self._phase == "record":
-            self._norms.append(_Step(scale_of(x, *args, **kwargs)))
-        held = self._norms[self._next_norm].held
-        self._next_norm += 1
-        return apply(x, self._repeat(held), *args, **kwargs)
-
-    def _activation(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        x, args, kwargs = _take_input(args, kwargs)
-
-        def act(value: Tensor) -> Tensor:
-            rest = tree_map(lambda v: v.to(value.dtype) if isinstance(v, Tensor) else v, (args, kwargs))
-            result: Tensor = func(value.clone(), *rest[0], **rest[1])  # a copy, for it may act in place
-            return result
-
-        if self._phase == "record":
-            self._activations.append(_Step(x))
-            return act(x)
-        step = self._activations[self._next_activation]
-        self._next_activation += 1
-        if self._phase == "look":
-            step.seen = x
-        if self._phase == "rest":
-            step.rest, step.base = x, act(x)
-            step.slope = _secant(act, x, step.held)
-        if self._phase != "secant":
-            return act(x)
-        assert step.rest is not None
-        assert step.base is not None
-        assert step.slope is not None
-        return self._repeat(step.base) + self._repeat(step.slope) * (x - self._repeat(step.rest))
-
     def _repeat(self, value: Tensor) -> Tensor:
         return value if self._repeats == 1 else value.repeat_interleave(self._repeats, 0)
+
+    def _mark(self, result: Any) -> Any:
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                self._live[leaf] = None
+        return result
+
+
+def _kind(func: Any) -> str:
+    if func in HELD:
+        return "attention" if "softmax" in func.__name__ else "norm"
+    if func is F.scaled_dot_product_attention:
+        return "attention"
+    return "norm" if "norm" in func.__name__ else "max"
+
+
+def _acting(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
+    def act(x: Tensor) -> Tensor:
+        rest = tree_map(lambda v: v.to(x.dtype) if isinstance(v, Tensor) else v, (args, kwargs))
+        result: Tensor = func(x.clone(), *rest[0], **rest[1])  # a copy, for it may act in place
+        return result
+
+    return act
 
 
 def _secant(act: Callable[[Tensor], Tensor], rest: Tensor, full: Tensor) -> Tensor:
@@ -279,8 +245,3 @@ def _take_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, 
     if args:
         return args[0], args[1:], kwargs
     return kwargs.pop("input"), args, kwargs
-
-
-def _has_floats(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    x = args[0] if args else kwargs.get("input")
-    return isinstance(x, Tensor) and x.is_floating_point()

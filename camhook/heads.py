@@ -1,30 +1,26 @@
-"""What the tail does with the features: found out numerically at wrap time, accounted for at call time."""
+"""What a tail does with the features, found out by trying it on random features in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from camhook.adapters.base import Layout
 from camhook.frozen import FrozenTail
-from camhook.maps import class_maps
+from camhook.sources import FeatureSource
 
-__all__ = ["Accounting", "Head", "TailKind", "classify"]
+__all__ = ["Embedding", "Head", "Refusal", "Run", "TailKind", "classify", "classify_general"]
 
-Run = Callable[[Tensor], Tensor]
-"""A tail: from features, batched along the first axis, to logits (B, K)."""
+Run = Callable[..., Tensor]
+"""A tail: from features, all batched along the first axis, to logits (B, K)."""
 
 TailKind = Literal["linear", "norm-linear", "mlp", "deep"]
 
 _SAME = 1e-5  # outputs of a tail in float64 this close, relative to how much it varies, are the same
-_FEW_CLASSES = 32  # up to so many, one backward pass through the tail for each is the cheaper way
-_NODES = (8, 16, 32, 64, 128, 256)
-_DEEP_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -34,10 +30,12 @@ class Head:
     Attributes
     ----------
     pooling
-        ``"mean"``: the tail reads the positions only through their mean.
+        ``"mean"``: the tail reads the positions only through their mean. ``"attention"``, ``"max"``, both joined by a
+        plus: by attention weights or winners, which are held. ``"flatten"``: each position has weights of its own.
+        ``"general"``: convolutions mix positions on the way.
     tail
-        What follows the pooling: ``"linear"`` (affine as it stands), ``"norm-linear"`` (affine with norms held still),
-        ``"mlp"`` (affine, one activation, affine: the path integral is closed), ``"deep"`` (integrated numerically).
+        What follows the pooling: ``"linear"`` (affine as it stands), ``"norm-linear"`` (affine with statistics held),
+        ``"mlp"`` (affine, one layer of activations, affine), ``"deep"``.
     collapses
         The tail takes the mean as a grid of one position; otherwise it is given the mean at every position.
     widens
@@ -46,7 +44,7 @@ class Head:
         The largest relative deviation in the checks that this rests on.
     """
 
-    pooling: Literal["mean"]
+    pooling: str
     tail: TailKind
     collapses: bool
     widens: bool
@@ -56,7 +54,16 @@ class Head:
         return f"{self.pooling}/{self.tail}"
 
 
-class _Embedding:
+@dataclass(frozen=True)
+class Refusal:
+    """Why a head does not pool features by their mean, and what it reads of them all the same."""
+
+    reason: str
+    reads_positions: bool = False
+    reads_prefix: bool = False
+
+
+class Embedding:
     """Features that are the same vector at every position, all else about them fixed: what a mean over them sees."""
 
     def __init__(self, layout: Layout, cell: tuple[int, int], prefix: Tensor | None) -> None:
@@ -70,8 +77,18 @@ class _Embedding:
         return self._layout.join(vectors[:, :, None, None].expand(-1, -1, *self._cell), prefix)
 
 
-def classify(run: Run, layout: Layout, shape: tuple[int, ...], grid_size: tuple[int, int]) -> Head | str:
-    """Find out what a tail does, by trying it on random features in float64.
+class _Draws:
+    """Random features, the same ones each time."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(1)
+
+    def __call__(self, *size: int) -> Tensor:
+        return 3 * torch.randn(size, generator=self._generator, dtype=torch.float64)
+
+
+def classify(run: Run, layout: Layout, shape: tuple[int, ...], grid_size: tuple[int, int]) -> Head | Refusal:
+    """Find out whether a tail pools features by their mean, and what follows.
 
     Parameters
     ----------
@@ -79,70 +96,105 @@ def classify(run: Run, layout: Layout, shape: tuple[int, ...], grid_size: tuple[
         The tail, with real parameters.
     layout, shape, grid_size
         How the features are laid out, their shape (batch included) and their grid (h, w).
-
-    Returns
-    -------
-    Head or str
-        What was found, or in words why it is nothing that a map can be made of.
     """
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(*size: int) -> Tensor:
-        return 3 * torch.randn(size, generator=generator, dtype=torch.float64)
-
-    def try_out(features: Tensor) -> Tensor:
-        return run(features.clone())  # a tail may begin with an in-place step
-
+    draw = _Draws()
     with torch.no_grad():
         positions, prefix = layout.split(draw(*shape), grid_size)
         other = positions + draw(*positions.shape) + draw(*positions.shape[:2], 1, 1)
-        logits, moved = try_out(layout.join(positions, prefix)), try_out(layout.join(other, prefix))
+        logits, moved = run(layout.join(positions, prefix)), run(layout.join(other, prefix))
         if logits.ndim != 2:
-            return f"the tail gives a tensor of shape {tuple(logits.shape)} where (B, K) was expected"
+            return Refusal(f"the tail gives a tensor of shape {tuple(logits.shape)} where (B, K) was expected")
         if logits.is_meta:  # nothing real came through to the end
-            return "the logits do not come from it"
+            return Refusal("the logits do not come from it")
         spread = float((logits - moved).abs().max())
-        if not spread > _SAME * float(logits.abs().max()):
-            return "the tail does not read the spatial features (a class token, perhaps)"
+        noise = _SAME * float(logits.abs().max())
+        if prefix is not None:
+            swung = run(layout.join(positions, draw(*prefix.shape)))
+            reads_prefix = float((logits - swung).abs().max()) > noise
+        else:
+            reads_prefix = False
+        if not spread > noise:
+            return Refusal("the tail does not read the spatial features", reads_prefix=reads_prefix)
         means = positions.mean((2, 3)), other.mean((2, 3))
-        embed = _Embedding(layout, grid_size, prefix)
-        error = max(_deviation(try_out(embed(m)), y, spread) for m, y in zip(means, (logits, moved), strict=True))
+        embed = Embedding(layout, grid_size, prefix)
+        error = max(_deviation(run(embed(m)), y, spread) for m, y in zip(means, (logits, moved), strict=True))
         if error > _SAME:
-            return "the tail reads the positions other than through their mean"
-        collapsed = _Embedding(layout, (1, 1), prefix)
-        collapses = _gives(lambda: try_out(collapsed(means[0])), logits, spread)
+            return Refusal("the tail reads the positions other than through their mean", True, reads_prefix)
+        collapsed = Embedding(layout, (1, 1), prefix)
+        collapses = _gives(lambda: run(collapsed(means[0])), logits, spread)
         if collapses:
             embed = collapsed
-    frozen = FrozenTail(run, embed(means[0]), embed(torch.zeros_like(means[0])))
-    tail, tail_error = _tail_kind(try_out, frozen, embed, means, spread)
-    widened = embed(means[0].repeat_interleave(3, 0))
-    widens = _gives(lambda: frozen(widened, secants=True, repeats=3), logits.repeat_interleave(3, 0), spread)
+
+    def run_mean(vectors: Tensor) -> Tensor:
+        return run(embed(vectors))
+
+    frozen = FrozenTail(run_mean, [means[0]], [torch.zeros_like(means[0])])
+    tail, tail_error = _tail_kind(run_mean, frozen, [means[0]], [means[1]], spread)
+    widened = means[0].repeat_interleave(3, 0)
+    widens = _gives(lambda: frozen(widened, straight=True, repeats=3), logits.repeat_interleave(3, 0), spread)
     return Head("mean", tail, collapses, widens, max(error, tail_error))
 
 
+def classify_general(
+    run: Run, layouts: Sequence[Layout], shapes: Sequence[tuple[int, ...]], grid_sizes: Sequence[tuple[int, int]]
+) -> Head | Refusal:
+    """Find out what a tail does with features from one or several places, however it reads their positions."""
+    draw = _Draws()
+    features = [[draw(*shape) for shape in shapes] for _ in range(2)]
+    sources = [FeatureSource(f, layout, grid) for f, layout, grid in zip(features[0], layouts, grid_sizes, strict=True)]
+    for source, other in zip(sources, features[1], strict=True):
+        # The prefix is no part of what is told apart: both draws share the first one's.
+        prefix = source.layout.split(source.features, source.grid_size)[1]
+        other.copy_(source.layout.join(source.layout.split(other, source.grid_size)[0], prefix))
+    frozen = FrozenTail(run, features[0], [source.rest for source in sources])
+    logits = frozen.logits
+    if logits.is_meta or logits.ndim != 2:
+        return Refusal("the logits do not come from it")
+    with torch.no_grad():
+        spread = float((logits - run(*features[1])).abs().max())
+        if not spread > _SAME * float(logits.abs().max()):
+            return Refusal("the tail does not read the spatial features")
+        means = [_averaged(source) for source in sources]
+        is_mean = _deviation(run(*means), logits, spread) < _SAME
+    error = _deviation(frozen(*features[0], straight=True), logits, spread)
+    if error > _SAME:
+        return Refusal("the tail does something on the way that cannot be held still", True)
+    tail, tail_error = _tail_kind(run, frozen, features[0], features[1], spread)
+    kinds = [kind for kind in ("attention", "max") if kind in frozen.kinds]
+    pooling = "mean" if is_mean else "general" if "conv" in frozen.kinds else "+".join(kinds) or "flatten"
+    parts = [source.alone(0, 2) for source in sources]
+    try:
+        widens = len(frozen(*parts, straight=True, repeats=2)) == 2 * len(logits)
+    except (RuntimeError, ValueError, AssertionError):
+        widens = False
+    return Head(pooling, tail, False, widens, max(error, tail_error))
+
+
+def _averaged(source: FeatureSource) -> Tensor:
+    positions, prefix = source.layout.split(source.features, source.grid_size)
+    return source.layout.join(positions.mean((2, 3), keepdim=True).expand_as(positions), prefix)
+
+
 def _tail_kind(
-    run: Run, frozen: FrozenTail, embed: _Embedding, vectors: tuple[Tensor, Tensor], spread: float
+    run: Run, frozen: FrozenTail, start: Sequence[Tensor], end: Sequence[Tensor], spread: float
 ) -> tuple[TailKind, float]:
-    start, end = vectors
+    def between(share: float) -> list[Tensor]:
+        return [torch.lerp(a, b, share) for a, b in zip(start, end, strict=True)]
 
     def curvature(function: Run) -> float:
         # An affine function keeps what lies on a line on a line, also beyond the two points that span it.
         with torch.no_grad():
-            first, last = function(embed(start)), function(embed(end))
+            first, last = function(*between(0)), function(*between(1))
             return max(
-                _deviation(function(embed(torch.lerp(start, end, t))), torch.lerp(first, last, t), abs(t) * spread)
-                for t in (-1.5, 0.4, 2.5)
+                _deviation(function(*between(t)), torch.lerp(first, last, t), abs(t) * spread) for t in (-1.5, 0.4, 2.5)
             )
 
     if (error := curvature(run)) < _SAME:
         return "linear", error
-    if (error := curvature(lambda features: frozen(features, secants=False))) < _SAME:
+    if (error := curvature(lambda *features: frozen(*features, straight=False))) < _SAME:
         return "norm-linear", error
-    if (error := curvature(lambda features: frozen(features, secants=True))) < _SAME and not frozen.bends(
-        embed(0.37 * start), 0.37
-    ):
-        return "mlp", error
-    return "deep", 0.0
+    error = curvature(lambda *features: frozen(*features, straight=True))
+    return "deep" if frozen.is_bent(0.37) else "mlp", error
 
 
 def _deviation(found: Tensor, expected: Tensor, spread: float) -> float:
@@ -156,80 +208,3 @@ def _gives(run: Callable[[], Tensor], expected: Tensor, spread: float) -> bool:
     except (RuntimeError, ValueError, AssertionError):
         return False
     return found.shape == expected.shape and _deviation(found, expected, spread) < _SAME
-
-
-class Accounting:
-    """The logits of some images, accounted for by positions.
-
-    Parameters
-    ----------
-    head, run, layout
-        What the tail does, the live tail, and how the features are laid out.
-    features
-        As captured, detached; half precision is widened to float32.
-    grid_size
-        Grid (h, w) of the features.
-
-    Attributes
-    ----------
-    positions : Tensor
-        The features as (B, C, h, w).
-    dtype : torch.dtype
-        What the features were captured in.
-    """
-
-    def __init__(self, head: Head, run: Run, layout: Layout, features: Tensor, grid_size: tuple[int, int]) -> None:
-        positions, prefix = layout.split(features, grid_size)
-        if features.dtype in (torch.float16, torch.bfloat16):
-            positions, prefix = positions.float(), None if prefix is None else prefix.float()
-        self.positions = positions
-        self.dtype = features.dtype
-        self._head = head
-        self._vectors = positions.mean((2, 3))
-        self._embed = _Embedding(layout, (1, 1) if head.collapses else grid_size, prefix)
-        self._frozen = FrozenTail(run, self._embed(self._vectors), self._embed(torch.zeros_like(self._vectors)))
-
-    def offset(self, targets: Tensor) -> Tensor:
-        """Return the wanted logits of the rest alone, which belongs to no position; targets and result are (B, T)."""
-        return self._frozen.offset.gather(1, targets)
-
-    def weights(self, targets: Tensor) -> Tensor:
-        """Return the effective weight of every channel for each wanted class, (B, T, C)."""
-        if self._head.tail == "deep":
-            return self._integrated_weights(targets)
-        return self._slopes(self._vectors, targets, secants=True)
-
-    def maps(self, targets: Tensor) -> Tensor:
-        """Return the wanted classes' maps, (B, T, h, w); the mean of one plus its offset is the logit."""
-        if self._head.tail == "deep" or targets.shape[1] <= _FEW_CLASSES or not self._head.widens:
-            return class_maps(self.weights(targets), self.positions)
-        return self._maps_of_all().gather(1, targets[..., None, None].expand(-1, -1, *self.positions.shape[2:]))
-
-    def _slopes(self, vectors: Tensor, targets: Tensor, *, secants: bool) -> Tensor:
-        with torch.enable_grad():
-            vectors = vectors.detach().requires_grad_()
-            logits = self._frozen(self._embed(vectors), secants=secants).gather(1, targets)
-            slopes = [torch.autograd.grad(one.sum(), vectors, retain_graph=True)[0] for one in logits.unbind(1)]
-        return torch.stack(slopes, 1)
-
-    def _integrated_weights(self, targets: Tensor) -> Tensor:
-        """Average the slopes over the straight path from the rest to the features, with as many nodes as it takes."""
-        frozen = self._frozen
-        expected = (frozen.logits - frozen.offset).gather(1, targets)
-        limit = _DEEP_TOLERANCE * frozen.logits.abs().max()
-        for count in _NODES:
-            weights = torch.zeros(())
-            for node, share in zip(*np.polynomial.legendre.leggauss(count), strict=True):
-                weights = weights + share / 2 * self._slopes((1 + node) / 2 * self._vectors, targets, secants=False)
-            if (torch.einsum("btc,bc->bt", weights, self._vectors) - expected).abs().max() <= limit:
-                break
-        return weights
-
-    def _maps_of_all(self) -> Tensor:
-        """Run the affine tail on each position's own features: all classes at once, (B, K, h, w)."""
-        grid_size = self.positions.shape[2:]
-        each = self.positions.flatten(2).transpose(1, 2).flatten(0, 1)
-        with torch.no_grad():
-            logits = self._frozen(self._embed(each), secants=True, repeats=grid_size.numel())
-        logits = logits.view(len(self.positions), grid_size.numel(), -1) - self._frozen.offset[:, None]
-        return logits.transpose(1, 2).reshape(len(logits), -1, *grid_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from camhook.errors import HookError
 from camhook.tracing import FeaturePoint
 
-__all__ = ["capturing", "evaluating", "replacing"]
+__all__ = ["capturing", "evaluating", "hooked", "replacing"]
 
 
 @contextmanager
@@ -66,48 +66,69 @@ def capturing(model: nn.Module, points: Sequence[FeaturePoint]) -> Iterator[dict
 
 
 @contextmanager
-def replacing(model: nn.Module, point: FeaturePoint, tensor: Tensor) -> Iterator[None]:
-    """Make the model go on with this tensor from the point onwards."""
-    with _visiting(model, {point: lambda value: (tensor,) if isinstance(value, tuple) else tensor}):
+def replacing(model: nn.Module, point: FeaturePoint, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Make the model go on, from the point onwards, with what `change` makes of the tensor there."""
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)([change(value[0]), *value[1:]])
+        return change(value)
+
+    with _visiting(model, {point: visit}):
         yield
 
 
 @contextmanager
-def _visiting(model: nn.Module, visits: Mapping[FeaturePoint, Callable[[Any], Any]]) -> Iterator[None]:
+def hooked(model: nn.Module, hooks: Iterable[tuple[str, str, Callable[..., Any]]]) -> Iterator[None]:
+    """Have hooks on modules, given by name and ``"input"`` or ``"output"``, within the block, called in that order.
+
+    A hook gets (module, args, kwargs) or (module, args, output). Calls that other threads make are left alone.
+
+    Raises
+    ------
+    HookError
+        If the model has no such module.
+    """
     modules = dict(model.named_modules())
     owner = threading.get_ident()
     handles = []
 
-    def at(point: FeaturePoint, visit: Callable[[Any], Any]) -> Callable[..., Any]:
-        calls = 0
-
-        def hook(module: nn.Module, args: Any, output: Any = None) -> Any:
-            nonlocal calls
-            if threading.get_ident() != owner:  # another thread is serving with the same model
-                return None
-            calls += 1
-            if calls != point.call + 1:
-                return None
-            return visit(args if point.side == "input" else output)
-
-        return hook
+    def ours(hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: hook(*given) if threading.get_ident() == owner else None
 
     try:
-        for point, visit in visits.items():
-            if point.module not in modules:
-                raise HookError(
-                    f"The model no longer has the module {point.module!r}, where the map is read. Wrap it again."
-                )
-            register = (
-                modules[point.module].register_forward_pre_hook
-                if point.side == "input"
-                else modules[point.module].register_forward_hook
-            )
-            handles.append(register(at(point, visit)))
+        for name, side, hook in hooks:
+            if name not in modules:
+                raise HookError(f"The model no longer has the module {name!r}, where the map is read. Wrap it again.")
+            if side == "input":
+                handles.append(modules[name].register_forward_pre_hook(ours(hook), with_kwargs=True))
+            else:
+                handles.append(modules[name].register_forward_hook(ours(hook)))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _visiting(model: nn.Module, visits: Mapping[FeaturePoint, Callable[[Any], Any]]) -> Iterator[None]:
+    def at(point: FeaturePoint, visit: Callable[[Any], Any]) -> Callable[..., Any]:
+        calls = 0
+
+        def hook(module: nn.Module, args: Any, other: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls != point.call + 1:
+                return None
+            if point.side == "output":
+                return visit(other)
+            changed = visit(args)
+            return None if changed is None else (changed, other)
+
+        return hook
+
+    with hooked(model, [(point.module, point.side, at(point, visit)) for point, visit in visits.items()]):
+        yield
 
 
 def _single_tensor(value: Any) -> Tensor | None:

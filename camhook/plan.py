@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from camhook.adapters.base import Adapter, Layout, adapters
 from camhook.errors import LayoutError, UnsupportedModelError
-from camhook.heads import Head, classify
-from camhook.hooks import replacing
+from camhook.heads import Head, Refusal, Run, classify, classify_general
 from camhook.skeletons import StandIn
-from camhook.tracing import Event, FeaturePoint, Trace, trace
+from camhook.tails import Output, Tail
+from camhook.tokens import TokenPath, blank, token_paths
+from camhook.tracing import Event, FeaturePoint, trace
 
-__all__ = ["Output", "Plan", "make_plan"]
+__all__ = ["Entry", "Features", "Plan", "has_no_head", "make_plan", "model_name"]
 
-Output = Callable[[Any], Tensor]
-"""Picks the logits (B, K) out of what a model returns."""
+Entry = Literal["forward_head", "forward"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """One tensor with positions that the tail reads.
+
+    Attributes
+    ----------
+    point
+        Where it is captured.
+    layout, shape, grid_size
+        How it is laid out, its shape (batch of 2) and grid (h, w) for the input that was traced.
+    """
+
+    point: FeaturePoint
+    layout: Layout
+    shape: tuple[int, ...]
+    grid_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -27,52 +48,55 @@ class Plan:
 
     Attributes
     ----------
-    point
-        The tensor the map is read from.
-    given
-        What the tail's entry is given, where that is another tensor that has to be captured too.
+    features
+        The tensors that are captured.
+    tokens
+        The path of class tokens, if their reads are what the map is made of.
     entry
-        The method that runs the tail: ``"forward_head"`` costs next to nothing, ``"forward"`` is a second whole pass.
+        The method that runs the tail. Before the features it runs on shapes alone.
+    head
+        What the tail does; None for an encoder without a classifier.
+    passes
+        2 if something comes round the features, so that the tail costs a second pass; else 1.
     """
 
-    point: FeaturePoint
-    given: FeaturePoint | None
-    entry: str
+    features: tuple[Features, ...]
+    tokens: TokenPath | None
+    entry: Entry
+    passes: int
     adapter: str
-    layout: Layout
-    head: Head
-    feature_shape: tuple[int, ...]
-    grid_size: tuple[int, int]
+    head: Head | None
     input_size: tuple[int, int]
     num_classes: int
 
     @property
-    def points(self) -> tuple[FeaturePoint, ...]:
-        """What has to be captured in the forward pass."""
-        return (self.point,) if self.given is None else (self.point, self.given)
+    def target_layer(self) -> str:
+        """Where the map is read, in words."""
+        places = [str(each.point) for each in self.features]
+        if self.tokens is not None:
+            places.insert(0, f"{len(self.tokens.reads)} attentions from {self.tokens.entry} on")
+        return ", ".join(places)
 
     @property
-    def forward_passes(self) -> int:
-        """How many passes through the backbone one call costs."""
-        return 2 if self.entry == "forward" else 1
+    def grid_size(self) -> tuple[int, int]:
+        """The finest grid (h, w) among all that is read, which is the map's."""
+        sizes = [each.grid_size for each in self.features]
+        sizes += [read.grid_size for read in self.tokens.reads] if self.tokens else []
+        return max(h for h, _ in sizes), max(w for _, w in sizes)
 
-    def tail(self, model: nn.Module, given: Tensor | None, output: Output) -> Callable[[Tensor], Tensor]:
-        """Return the model's tail as a function from features to logits."""
-        return _tail(model, self.entry, self.point, given, output)
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the score is a function of the mean of one tensor's positions."""
+        return self.tokens is None and len(self.features) == 1 and self.head is not None and self.head.pooling == "mean"
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens belong to no position."""
+        return self.tokens.prefix if self.tokens else max(each.layout.num_prefix_tokens for each in self.features)
 
-def _tail(
-    model: nn.Module, entry: str, point: FeaturePoint, given: Tensor | None, output: Output
-) -> Callable[[Tensor], Tensor]:
-    run = getattr(model, entry)
-
-    def from_features(features: Tensor) -> Tensor:
-        if given is None:
-            return output(run(features))
-        with replacing(model, point, features):
-            return output(run(given))
-
-    return from_features
+    def tail(self, module: nn.Module, output: Output) -> Tail:
+        """Return the tail of this model, or of a copy of it."""
+        return Tail(module, self.entry, [each.point for each in self.features], self.tokens, output)
 
 
 def make_plan(
@@ -99,78 +123,157 @@ def make_plan(
     LayoutError
         If `target_layer` is not a module that gives a tensor.
     """
-    name = model_name(model)
-    found = trace(model, input_shape)
-    if has_no_head(model):
-        raise UnsupportedModelError(
-            f"{name} has no head (num_classes=0 or an Identity in the classifier's place), so there is no class score "
-            "to explain. Give it a classifier (model.reset_classifier(...) and trained weights)."
-        )
-    reasons: list[str] = []
-    standing_in = StandIn(found.skeleton)
-    layer = target_layer or (adapter.target_layer if adapter else None)
-    for event in found.candidates(layer):
-        for option in [adapter] if adapter else adapters():
-            if option.applies(model):
-                plan = _try(model, found, event, option, standing_in, input_shape, output, reasons)
+    return _Search(model, input_shape, adapter, target_layer, output).plan()
+
+
+class _Search:
+    """The search for a plan: pooled by the mean first, then class tokens, then whatever else reads positions."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        adapter: Adapter | None,
+        target_layer: str | None,
+        output: Output,
+    ) -> None:
+        self.model, self.output = model, output
+        self.found = trace(model, input_shape)
+        self.input_size = (input_shape[2], input_shape[3])
+        self.standing_in = StandIn(self.found.skeleton, self.found.inputs)
+        self.reasons: list[str] = []
+        self.adapters = [adapter] if adapter else [each for each in adapters() if each.applies(model)]
+        self.layers = [target_layer] if target_layer else None
+
+    def plan(self) -> Plan:
+        """Return the first plan that holds."""
+        if has_no_head(self.model) or not _is_logits(self.output(self.found.output)):
+            return self._encoder()
+        for adapter in self.adapters:
+            layers = self.layers or adapter.layers(self.model)
+            if layers is not None and len(layers) > 1:
+                options = [list(self._places(next(self.found.candidates(layer)), adapter)) for layer in layers]
+                plans: Iterator[Plan | None] = (self._general(places, adapter) for places in product(*options))
+            else:
+                events = list(self.found.candidates(layers[0] if layers else None))
+                plans = self._plans(events, adapter)
+            for plan in plans:
                 if plan is not None:
                     return plan
-    tried = "\n".join(f"  - {reason}" for reason in dict.fromkeys(reasons)) or "  - no tensor with positions was seen"
-    raise UnsupportedModelError(
-        f"{name}: no place was found where its score is a sum over positions of the picture. Expected a tail that "
-        f"reads spatial features through their mean; tried:\n{tried}\nIf you know the place, pass "
-        "target_layer= or adapter=."
-    )
-
-
-def _try(
-    model: nn.Module,
-    found: Trace,
-    event: Event,
-    adapter: Adapter,
-    standing_in: StandIn,
-    input_shape: tuple[int, ...],
-    output: Output,
-    reasons: list[str],
-) -> Plan | None:
-    shape = tuple(event.tensor.shape)
-    input_size = (input_shape[2], input_shape[3])
-    entry, given, given_point = _entry(found, event)
-    run = _tail(found.skeleton.module, entry, event.point, given, output)
-
-    def real_run(features: Tensor) -> Tensor:
-        with standing_in:
-            return run(features)
-
-    for layout in adapter.layouts(model, shape):
-        where = f"{event.point} {shape} as {layout.axes}"
-        try:
-            grid_size = layout.grid_size(shape, input_size)
-        except LayoutError as error:
-            reasons.append(f"{where}: {error}")
-            continue
-        if grid_size == (1, 1):
-            reasons.append(f"{where}: only one position")
-            continue
-        head = classify(real_run, layout, shape, grid_size)
-        if isinstance(head, str):
-            reasons.append(f"{where}: {head}")
-            continue
-        num_classes = output(found.output).shape[1]
-        return Plan(
-            event.point, given_point, entry, adapter.name, layout, head, shape, grid_size, input_size, num_classes
+        tried = "\n".join(f"  - {reason}" for reason in dict.fromkeys(self.reasons))
+        raise UnsupportedModelError(
+            f"{model_name(self.model)}: no place was found where its score is a sum over positions of the picture. "
+            f"Tried:\n{tried or '  - no tensor with positions was seen'}\n"
+            "If you know the place, pass target_layer= or adapter=."
         )
-    return None
+
+    def _plans(self, events: Sequence[Event], adapter: Adapter) -> Iterator[Plan | None]:
+        others: list[tuple[Event, Features, Refusal]] = []
+        for event in events:
+            for features in self._places(event, adapter):
+                where = (features.layout, features.shape, features.grid_size)
+                head = self._try(partial(classify, layout=where[0], shape=where[1], grid_size=where[2]), [features])
+                if isinstance(head, Head):
+                    yield self._made([features], None, head, adapter)
+                else:
+                    self.reasons.append(f"{features.point} {features.shape} as {features.layout.axes}: {head.reason}")
+                    others.append((event, features, head))
+        for _, features, seen in others:
+            if seen.reads_prefix:
+                yield self._token_plan([features] if seen.reads_positions else [], features.layout, adapter)
+        if not any(seen.reads_positions for *_, seen in others):
+            yield from (self._token_plan([], Layout("NLC", prefix), adapter) for prefix in (1, 2))
+        for _, features, seen in others:
+            if seen.reads_positions:
+                yield self._general([features], adapter)
+
+    def _encoder(self) -> Plan:
+        """Return the plan of an encoder without a classifier: where a probe would read its features."""
+        for event in self.found.candidates(self.layers[0] if self.layers else None):
+            for adapter in self.adapters:
+                for features in self._places(event, adapter):
+                    return Plan((features,), None, "forward", 1, adapter.name, None, self.input_size, 0)
+        raise UnsupportedModelError(
+            f"{model_name(self.model)} has no head, and no tensor with positions was found. "
+            "If you know the place, pass target_layer= or adapter=."
+        )
+
+    def _places(self, event: Event, adapter: Adapter) -> Iterator[Features]:
+        shape = tuple(event.tensor.shape)
+        layouts = list(adapter.layouts(self.model, shape))
+        certain = [layout for layout in layouts if layout.patch_grid(shape, self.input_size)]
+        for layout in certain or layouts:
+            try:
+                grid_size = layout.grid_size(shape, self.input_size)
+            except LayoutError as error:
+                self.reasons.append(f"{event.point} {shape} as {layout.axes}: {error}")
+                continue
+            if grid_size == (1, 1):
+                self.reasons.append(f"{event.point} {shape} as {layout.axes}: only one position")
+                continue
+            yield Features(event.point, layout, shape, grid_size)
+
+    def _try(self, classified: Callable[[Run], Head | Refusal], features: Sequence[Features]) -> Head | Refusal:
+        """Classify the skeleton's tail, run on real numbers from these features on."""
+        points = [each.point for each in features]
+        tail = Tail(self.found.skeleton.module, self._entry(features), points, None, self.output)
+        from_features = tail.of(self.found.inputs)
+
+        def run(*given: Tensor) -> Tensor:
+            with self.standing_in:
+                return from_features(*(each.clone() for each in given))  # a tail may begin with an in-place step
+
+        return classified(run)
+
+    def _entry(self, features: Sequence[Features]) -> Entry:
+        """Return ``"forward_head"`` where that is what takes the features."""
+        given = [event.point for event in self.found.events if event.tensor is self.found.features]
+        return "forward_head" if len(features) == 1 and features[0].point in given else "forward"
+
+    def _token_plan(self, features: Sequence[Features], layout: Layout, adapter: Adapter) -> Plan | None:
+        """Return a plan by what class tokens read, and by what the tail reads of the features besides."""
+        within = adapter.reads(self.model) if adapter.reads else ("",)
+        points = [each.point for each in features]
+        for path in token_paths(self.found, layout, self.input_size, within):
+            run = Tail(self.found.skeleton.module, "forward", points, path, self.output)
+            recorded, reads = blank(self.found, path)
+            given = [torch.empty(each.shape, dtype=torch.float64, device="meta") for each in features]
+            try:
+                logits = run.of(self.found.inputs, recorded)(*reads, *given)
+            except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+                self.reasons.append(f"class tokens from {path.entry} on: {error}")
+                continue
+            if logits.shape != self.output(self.found.output).shape:
+                continue
+            pooling = "attention"
+            if features:
+                head = self._classify_general(features)
+                pooling += f"+{head.pooling}" if isinstance(head, Head) else ""
+            return self._made(features, path, Head(pooling, "deep", False, True, 0.0), adapter)
+        return None
+
+    def _general(self, features: Sequence[Features], adapter: Adapter) -> Plan | None:
+        head = self._classify_general(features)
+        if isinstance(head, Head):
+            return self._made(features, None, head, adapter)
+        self.reasons.append(f"{', '.join(str(each.point) for each in features)}: {head.reason}")
+        return None
+
+    def _classify_general(self, features: Sequence[Features]) -> Head | Refusal:
+        layouts, shapes, grids = zip(*((each.layout, each.shape, each.grid_size) for each in features), strict=True)
+        return self._try(lambda run: classify_general(run, layouts, shapes, grids), features)
+
+    def _made(self, features: Sequence[Features], tokens: TokenPath | None, head: Head, adapter: Adapter) -> Plan:
+        passes = 2 if tokens is None and self.standing_in.came_round else 1
+        entry = "forward" if passes == 2 or tokens else self._entry(features)
+        if passes == 2:
+            head = replace(head, widens=False)
+        num_classes = self.output(self.found.output).shape[1]
+        return Plan(tuple(features), tokens, entry, passes, adapter.name, head, self.input_size, num_classes)
 
 
-def _entry(found: Trace, event: Event) -> tuple[str, Tensor | None, FeaturePoint | None]:
-    """Return the method that runs the tail from this point, what it is given there (None: the features themselves)."""
-    if not found.has_forward_head or (not event.in_head and event.tensor is not found.features):
-        return "forward", found.inputs, None
-    if event.tensor is found.features:
-        return "forward_head", None, None
-    source = next(found.candidates())
-    return "forward_head", source.tensor, source.point
+def _is_logits(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.ndim == 2
 
 
 def has_no_head(model: nn.Module) -> bool:

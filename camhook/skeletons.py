@@ -1,18 +1,65 @@
-"""A model's structure without its values, and random values for as much of it as a question needs."""
+"""Copies of a model's structure: without its values, or sharing them; random values for what a question needs."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Skeleton", "StandIn"]
+__all__ = ["Skeleton", "StandIn", "Twin"]
+
+
+def _copied(model: nn.Module, of_tensor: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Copy a model in eval mode and without the user's hooks, with what `of_tensor` gives for each of its tensors."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if name.endswith("_hooks") and isinstance(value, dict):
+                memo[id(value)] = type(value)()
+        for value in tree_leaves(vars(module)):  # parameters, buffers, and what the model caches on its own
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = of_tensor(value)
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        module.training = False
+    return copied
+
+
+class Twin:
+    """A copy of a model, made anew whenever the model has changed, that shares its tensors and nothing else.
+
+    Tails run on it: the user's hooks see none of that, and no flag of the live model has to be set.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._copy: nn.Module | None = None
+        self._parts: list[Any] = []
+
+    def module(self) -> nn.Module:
+        """Return the copy, up to date."""
+        parts = list(self._live_parts())
+        known = len(parts) == len(self._parts) and all(map(operator.is_, parts, self._parts))
+        if self._copy is None or not known:
+            self._copy, self._parts = _copied(self._model, lambda tensor: tensor), parts
+        return self._copy
+
+    def _live_parts(self) -> Iterator[Any]:
+        for module in self._model.modules():
+            yield module
+            for name, value in vars(module).items():
+                if name in ("_parameters", "_buffers", "_modules"):
+                    yield from value.values()
+                elif name != "training":
+                    yield value
 
 
 class Skeleton:
@@ -29,19 +76,14 @@ class Skeleton:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        memo: dict[int, Any] = {}
         self.live: dict[int, Tensor] = {}
-        for module in model.modules():
-            for name, value in module.__dict__.items():
-                if name.endswith("_hooks") and isinstance(value, dict):
-                    memo[id(value)] = type(value)()
-            for value in tree_leaves(vars(module)):  # parameters, buffers, and what the model caches on its own
-                if isinstance(value, Tensor) and id(value) not in memo:
-                    memo[id(value)] = meta = _emptied(value)
-                    self.live[id(meta)] = value
-        self.module = copy.deepcopy(model, memo)
-        for module in self.module.modules():
-            module.training = False
+
+        def empty(value: Tensor) -> Tensor:
+            meta = _emptied(value)
+            self.live[id(meta)] = value
+            return meta
+
+        self.module = _copied(model, empty)
 
 
 def _emptied(value: Tensor) -> Tensor:
@@ -59,19 +101,23 @@ class StandIn(TorchFunctionMode):
 
     Attributes
     ----------
-    met_weights : bool
-        Whether a parameter with two or more axes was among them.
+    came_round : bool
+        Whether, in the last run, something made of the model's inputs was among them, which came round the features.
     """
 
-    def __init__(self, skeleton: Skeleton) -> None:
+    def __init__(self, skeleton: Skeleton, inputs: Tensor) -> None:
         super().__init__()
+        self._inputs = inputs
         self._live = skeleton.live
         self._values: dict[int, Tensor] = {}
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
-        self.met_weights = False
+        self._of_inputs = WeakIdKeyDictionary()
+        self.came_round = False
 
     def __enter__(self) -> StandIn:
         self._made = {}
+        self._of_inputs[self._inputs] = None
+        self.came_round = False
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -80,7 +126,12 @@ class StandIn(TorchFunctionMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(not t.is_meta for t in tensors) and any(t.is_meta or _is_narrow(t) for t in tensors):
             args, kwargs = tree_map(self._real, (args, kwargs))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if any(t in self._of_inputs for t in tensors):
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor) and leaf.is_meta:
+                    self._of_inputs[leaf] = None
+        return result
 
     def _real(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -92,13 +143,13 @@ class StandIn(TorchFunctionMode):
         elif value.is_meta:
             # The pair keeps the meta tensor alive, so that its id is not given to another within this run.
             drawn = self._draw(value, seed=-1 - len(self._made))
+            self.came_round |= value.numel() > 0 and value in self._of_inputs
             value = self._made.setdefault(id(value), (value, drawn))[1]
         return value.double() if _is_narrow(value) else value
 
     def _draw(self, meta: Tensor, *, seed: int) -> Tensor:
         live = self._live.get(id(meta))
         is_parameter = isinstance(meta, nn.Parameter)
-        self.met_weights |= is_parameter and meta.ndim > 1
         if live is not None and not is_parameter and not live.is_meta:
             return live.detach().cpu()
         if not meta.is_floating_point():
@@ -107,7 +158,7 @@ class StandIn(TorchFunctionMode):
         values = torch.randn(meta.shape, generator=generator, dtype=torch.float64)
         if live is not None and not is_parameter:
             return values.abs() + 0.5  # a buffer whose value is not known: running variances have to be positive
-        return values / math.sqrt(meta[0].numel()) if meta.ndim > 1 else values
+        return values / math.sqrt(meta[0].numel()) if is_parameter and meta.ndim > 1 else values
 
 
 def _is_narrow(tensor: Tensor) -> bool:

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from camhook.attentions import Attentions, Read
 from camhook.errors import LayoutError, UnsupportedModelError
 from camhook.skeletons import Skeleton
 
-__all__ = ["Event", "FeaturePoint", "Trace", "trace"]
+__all__ = ["Attention", "Event", "FeaturePoint", "Trace", "trace"]
 
 
 _CANDIDATES = 6  # how far back from the logits a pooled tensor is looked for
@@ -51,11 +53,40 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """One attention call.
+
+    Attributes
+    ----------
+    index
+        Which attention call of the forward pass it is.
+    queries
+        How many rows read.
+    values
+        Shape of what they read, (B, heads, keys, d).
+    modules
+        The modules that were running, outermost first, each with the shapes of the sequences (B, length, C) that it was
+        given.
+    is_module
+        The innermost of them is an `nn.MultiheadAttention`.
+    """
+
+    index: int
+    queries: int
+    values: tuple[int, ...]
+    modules: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]
+    is_module: bool
+
+
+@dataclass(frozen=True)
 class Trace:
     """What one forward on the meta device told."""
 
     skeleton: Skeleton
     events: tuple[Event, ...]
+    attentions: tuple[Attention, ...]
+    outputs: dict[str, tuple[int | None, ...]]
+    """For each module, the length of each tensor (B, length, C) that it gave; None for one of another shape."""
     features: Any
     """What ``forward_features`` returned, or None for a model that has no such method."""
     has_forward_head: bool
@@ -85,12 +116,14 @@ class Trace:
         return made[-1] if made else events[0]
 
     def _of_layer(self, target_layer: str) -> Iterator[Event]:
-        if target_layer not in dict(self.skeleton.module.named_modules()):
+        name = target_layer.removeprefix("input of ")
+        side = "output" if name == target_layer else "input"
+        if name not in dict(self.skeleton.module.named_modules()):
             raise LayoutError(
                 f"target_layer={target_layer!r}: the model has no module of that name. "
                 "Expected one of the names that model.named_modules() lists."
             )
-        found = [e for e in self.events if e.point.module == target_layer and e.point.side == "output"]
+        found = [e for e in self.events if e.point.module == name and e.point.side == side]
         if not found:
             raise LayoutError(
                 f"target_layer={target_layer!r} gave no tensor in a forward pass: it was not called as a module, or it "
@@ -110,6 +143,9 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     skeleton = Skeleton(model)
     bones = skeleton.module
     events: list[Event] = []
+    attentions: list[Attention] = []
+    running: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+    outputs: dict[str, tuple[int | None, ...]] = {}
     calls: Counter[str] = Counter()
     in_head = False
 
@@ -122,18 +158,29 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     handles = []
     for name, module in bones.named_modules():
 
-        def before(_: nn.Module, args: Any, name: str = name) -> None:
+        def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             note(name, "input", calls[name], args[:1])
             calls[name] += 1
+            given = [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            running.append((name, tuple(shape for shape in given if len(shape) == 3)))
 
         def after(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
             note(name, "output", calls[name] - 1, output)
+            running.pop()
+            tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            outputs[name] = tuple(leaf.shape[1] if leaf.ndim == 3 else None for leaf in tensors)
 
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+
+    def attention(read: Read) -> None:
+        shape = tuple(read.values.shape)
+        attentions.append(Attention(read.index, read.queries, shape, tuple(running), read.is_module))
+
     runs: Any = bones
     split = callable(getattr(bones, "forward_features", None)) and callable(getattr(bones, "forward_head", None))
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), Attentions(attention):
             inputs = torch.empty(input_shape, dtype=torch.float64, device="meta")
             features = runs.forward_features(inputs) if split else None
             in_head = split
@@ -147,4 +194,4 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         for handle in handles:
             handle.remove()
     marked = tuple(replace(e, point=replace(e.point, overwritten=e.tensor._version != e.version)) for e in events)
-    return Trace(skeleton, marked, features, split, inputs, output)
+    return Trace(skeleton, marked, tuple(attentions), outputs, features, split, inputs, output)

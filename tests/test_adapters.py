@@ -103,7 +103,7 @@ def test_two_adapters_of_one_name() -> None:
     with pytest.raises(CamhookError, match="An adapter named 'mean' is registered already"):
         register(replace(mean.MEAN))  # equal or not, another object
     with pytest.raises(CamhookError, match="registered already"):
-        register(Adapter("mean", "mean", lambda *_: []))
+        register(Adapter("mean", lambda *_: []))
     assert adapters() == [mean.MEAN]
 
 
@@ -112,14 +112,14 @@ class Threefold(nn.Module):
 
     def __init__(self, *, channels_last: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 12, 8, 8)
+        self.cut, self.stem = nn.PixelUnshuffle(8), nn.Linear(192, 12)
         self.prefix = nn.Parameter(torch.randn(1, 3, 12))
         self.mix = nn.Sequential(nn.Linear(12, 12), nn.ReLU())
         self.head = nn.Linear(12, 5)
         self.channels_last = channels_last
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self.stem(x).permute(0, 2, 3, 1)
+        x = self.stem(self.cut(x).permute(0, 2, 3, 1))
         if not self.channels_last:
             x = torch.cat((self.prefix.expand(len(x), -1, -1), x.flatten(1, 2)), 1)
         mixed: Tensor = self.mix(x)
@@ -138,7 +138,7 @@ def threefold_layouts(model: nn.Module, shape: tuple[int, ...]) -> Iterator[Layo
     yield Layout("NLC", 3, (8, 8))
 
 
-THREEFOLD = Adapter("threefold", "mean", threefold_layouts, applies=lambda model: isinstance(model, Threefold))
+THREEFOLD = Adapter("threefold", threefold_layouts, applies=lambda model: isinstance(model, Threefold))
 
 
 def made_up(*, channels_last: bool = False) -> tuple[Threefold, Tensor]:

@@ -165,7 +165,18 @@ def with_a_product(model: Any) -> None:
     model.fc = nn.Sequential(model.fc, jitter(nn.Linear(7, 14)), Product())
 
 
-@pytest.mark.parametrize("change", [squared, doubled_outside_the_head, max_pooled, with_a_product])
+@pytest.mark.parametrize("change", [squared, with_a_product])
+def test_a_head_that_has_become_another_still_adds_up(change: Callable[[Any], None]) -> None:
+    model = jittered()
+    cam = camhook.wrap(model, input_size=SIZE, strict=True)
+    before = cam(pictures())
+    change(model)
+    after = cam(pictures())
+    assert after.exact.all()
+    assert not torch.allclose(before.scores, after.scores)
+
+
+@pytest.mark.parametrize("change", [doubled_outside_the_head, max_pooled])
 def test_a_head_that_no_longer_adds_up_shows(change: Callable[[Any], None]) -> None:
     model = jittered()
     cam, strict = (camhook.wrap(model, input_size=SIZE, strict=strict) for strict in (False, True))
@@ -196,13 +207,25 @@ def reset() -> Any:
 
 @pytest.mark.parametrize("make", [lambda: jittered(num_classes=0), reset, identity_for_a_classifier])
 def test_no_head(make: Callable[[], Any]) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"test_resnet has no head .*Give it a classifier"):
-        camhook.wrap(make(), input_size=SIZE)
+    cam = camhook.wrap(make(), input_size=SIZE)
+    found = cam.describe()
+    assert (found.explains, found.pooling, found.layout, found.grid_size) == ("none", "none", "NCHW", (2, 2))
+    assert "no classifier" in str(found)
+    with pytest.raises(UnsupportedModelError, match=r"test_resnet has no head .*Its maps need a probe"):
+        cam(pictures())
 
 
 def test_class_token() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"(?s)test_vit: no place .*norm \(2, 17, 64\) .*class token"):
-        camhook.wrap(jittered("test_vit", img_size=64))
+    cam = camhook.wrap(jittered("test_vit", img_size=64))
+    found = cam.describe()
+    assert (found.pooling, found.num_prefix_tokens, found.grid_size, found.check_error) == (
+        "attention",
+        1,
+        (4, 4),
+        None,
+    )
+    assert "6 attentions from blocks on" in found.target_layer
+    assert cam(pictures(64, 64)).exact.all()
 
 
 class SumOfAFunction(nn.Module):
@@ -272,15 +295,18 @@ def test_target_layer() -> None:
     torch.testing.assert_close(plain(pictures()).maps, chosen(pictures()).maps)
     with pytest.raises(LayoutError, match=r"'layer9': the model has no module of that name.*named_modules"):
         camhook.wrap(model, input_size=SIZE, target_layer="layer9")
-    with pytest.raises(UnsupportedModelError, match=r"(?s)layer3 .*other than through their mean"):
-        camhook.wrap(model, input_size=SIZE, target_layer="layer3")
+    deeper = camhook.wrap(model, input_size=SIZE, target_layer="layer3")
+    assert (deeper.describe().pooling, deeper.describe().tail) == ("general", "deep")
+    result = deeper(pictures())
+    assert result.maps.shape[2:] == (4, 4)
+    assert result.exact.all()
 
 
 def test_adapter() -> None:
     def layouts(model: nn.Module, shape: tuple[int, ...]) -> list[Layout]:
         return [Layout("NCHW")]
 
-    mine = camhook.Adapter("mine", "mean", layouts)
+    mine = camhook.Adapter("mine", layouts)
     cam = camhook.wrap(jittered(), input_size=SIZE, adapter=mine)
     assert cam.describe().adapter == "mine"
     assert torch.equal(cam(pictures()).maps, camhook.wrap(jittered(), input_size=SIZE, adapter=MEAN)(pictures()).maps)
@@ -360,7 +386,7 @@ def test_modules_that_are_not_timms(returns: Any, output: Any, input_size: tuple
         expected = torch.einsum("bchw,kc->bkhw", model.body(pictures(32, 48)), model.head.weight)
     torch.testing.assert_close(result.maps, expected, rtol=1e-4, atol=1e-5)
     assert result.exact.all()
-    assert (cam.describe().model, cam.describe().forward_passes) == ("Plain", 2)
+    assert (cam.describe().model, cam.describe().forward_passes) == ("Plain", 1)
     with pytest.raises(ImageError, match="How to preprocess photos is not known"):
         cam(noise(40, 40))
     with pytest.raises(ImageError, match="There is no photo to draw on"):

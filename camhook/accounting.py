@@ -1,0 +1,84 @@
+"""The logits of some images, accounted for by positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from camhook.frozen import FrozenTail
+from camhook.heads import Run
+from camhook.maps import joined
+from camhook.sources import Source
+
+__all__ = ["Accounting"]
+
+_FEW_CLASSES = 32  # up to so many, one backward pass through the tail for each is the cheaper way
+_TOGETHER = 64  # otherwise the tail is run on so many positions of each image at once
+
+
+class Accounting:
+    """What every position adds to the logits of the images at hand.
+
+    Parameters
+    ----------
+    run
+        The live tail.
+    sources
+        What it is a function of.
+    widens
+        Whether it can be run on more than one set of features for each image.
+    dtype
+        The coarsest type in which they were captured.
+    """
+
+    def __init__(self, run: Run, sources: Sequence[Source], *, widens: bool, dtype: torch.dtype) -> None:
+        self.sources = list(sources)
+        self.dtype = dtype
+        self._widens = widens
+        self._frozen = FrozenTail(run, [s.full for s in sources], [s.rest for s in sources])
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits as the tail alone gives them."""
+        return self._frozen.logits
+
+    def offset(self, targets: Tensor) -> Tensor:
+        """Return the wanted logits of the rest alone, which belongs to no position; targets and result are (B, T)."""
+        return self._frozen.offset.gather(1, targets)
+
+    def slopes(self, targets: Tensor) -> list[Tensor]:
+        """Return how each wanted logit goes up with each source, (B, T, ...): effective weights."""
+        with torch.enable_grad():
+            given = [source.full.detach().requires_grad_() for source in self.sources]
+            logits = self._frozen(*given, straight=True).gather(1, targets)
+            each = [
+                torch.autograd.grad(one.sum(), given, retain_graph=True, materialize_grads=True)
+                for one in logits.unbind(1)
+            ]
+        return [torch.stack(of_source, 1) for of_source in zip(*each, strict=True)]
+
+    def maps(self, targets: Tensor) -> Tensor:
+        """Return the wanted classes' maps, (B, T, h, w); the mean of one plus its offset is the logit."""
+        if targets.shape[1] <= _FEW_CLASSES or not self._widens:
+            slopes = self.slopes(targets)
+            return joined([source.maps(of_source) for source, of_source in zip(self.sources, slopes, strict=True)])
+        maps = joined([self._maps_of_all(grid_size) for grid_size in {s.grid_size for s in self.sources}])
+        return maps.gather(1, targets[..., None, None].expand(-1, -1, *maps.shape[2:]))
+
+    @torch.no_grad()
+    def _maps_of_all(self, grid_size: tuple[int, int]) -> Tensor:
+        """Run the affine tail on what each position of a grid adds by itself: all classes at once, (B, K, h, w)."""
+        count, offset = grid_size[0] * grid_size[1], self._frozen.offset
+        parts = []
+        for start in range(0, count, _TOGETHER):
+            stop = min(start + _TOGETHER, count)
+            given = [
+                s.alone(start, stop) if s.grid_size == grid_size else s.rest.repeat_interleave(stop - start, 0)
+                for s in self.sources
+            ]
+            logits = self._frozen(*given, straight=True, repeats=stop - start)
+            parts.append(logits.unflatten(0, (len(offset), -1)) - offset[:, None])
+        maps = torch.cat(parts, 1).mT
+        return maps.reshape(*maps.shape[:2], *grid_size)

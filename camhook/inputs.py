@@ -1,0 +1,123 @@
+"""What a model takes and gives: the size and channels of its input, checks of tensors, its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camhook.errors import ImageError, UnsupportedModelError
+from camhook.tails import Output
+
+__all__ = [
+    "check_tensor",
+    "in_chans_of",
+    "original",
+    "own_config",
+    "resolve_input_size",
+    "selector",
+    "size_of",
+]
+
+
+def original(model: Any) -> tuple[nn.Module, str]:
+    """Return the module that hooks can watch, and what it was found in.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is none to be had.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"A torch.nn.Module was expected, {type(model).__name__} was found.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is scripted or traced: hooks see nothing of what happens inside. Wrap the module "
+            "that it was made from."
+        )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return original(model.module)[0], type(model).__name__
+    if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+        return original(compiled)[0], "torch.compile"
+    return model, ""
+
+
+def check_tensor(images: Tensor, in_chans: int, reference: Tensor) -> None:
+    """Raise `ImageError` if a tensor is nothing that the model, whose parameters are like `reference`, can take."""
+    advice = "Photos (paths, PIL images, uint8 arrays) are preprocessed for you; a tensor is taken as it is."
+    if images.ndim != 4 or 0 in images.shape:
+        raise ImageError(f"A tensor of shape {tuple(images.shape)} was found, (B, C, H, W) was expected. {advice}")
+    if not images.is_floating_point():
+        raise ImageError(f"A tensor of {images.dtype} was found, preprocessed floating point was expected. {advice}")
+    if images.shape[1] != in_chans:
+        raise ImageError(f"A tensor of {images.shape[1]} channels was found, the model reads {in_chans}. {advice}")
+    if images.device != reference.device:
+        raise ImageError(
+            f"The tensor is on {images.device} and the model on {reference.device}. "
+            f"Move one: tensor.to({str(reference.device)!r})."
+        )
+    if images.dtype != reference.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise ImageError(
+            f"The tensor is {images.dtype} and the model {reference.dtype}. Convert one: tensor.to({reference.dtype})."
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise ImageError("The tensor holds NaN or infinity; finite numbers were expected. Check the preprocessing.")
+
+
+def selector(output: Output | str | int | None) -> Output:
+    """Return the function that picks the logits; by itself, it takes the ``logits`` of an output that has such."""
+    if output is None:
+        return _logits
+    if isinstance(output, int):
+        return lambda returned: returned[output]
+    if isinstance(output, str):
+        return lambda returned: returned[output] if isinstance(returned, Mapping) else getattr(returned, output)
+    return output
+
+
+def _logits(returned: Any) -> Any:
+    return returned if isinstance(returned, Tensor) else getattr(returned, "logits", returned)
+
+
+def size_of(tensor: Tensor) -> tuple[int, int]:
+    """Return the (height, width) of images (B, C, H, W)."""
+    return tensor.shape[-2], tensor.shape[-1]
+
+
+def own_config(model: nn.Module) -> dict[str, Any] | None:
+    """Return timm's preprocessing for one of its models."""
+    if not isinstance(getattr(model, "pretrained_cfg", None), dict):
+        return None
+    from timm.data import resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(model)
+    return config
+
+
+def in_chans_of(model: nn.Module) -> int:
+    """Read the input channels off the first convolution: timm's config keeps saying 3 for a model made with another."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
+def resolve_input_size(
+    model: nn.Module,
+    given: Mapping[str, Any] | None,
+    input_size: tuple[int, int] | None,
+    config: Mapping[str, Any] | None,
+) -> tuple[int, int] | None:
+    """Return what the user says, else what the patch embedding was built for, else what the config says."""
+    if input_size is not None:
+        height, width = input_size
+        return int(height), int(width)
+    if given is not None and "input_size" in given:
+        return tuple(given["input_size"][-2:])
+    for module in model.modules():
+        size = getattr(module, "img_size", None)
+        if isinstance(size, tuple) and len(size) == 2:
+            return size
+    return tuple(config["input_size"][-2:]) if config is not None else None

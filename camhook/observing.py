@@ -1,0 +1,87 @@
+"""One forward pass of the live model, watched: what its plan asks for is kept, and accounted for afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from camhook.accounting import Accounting
+from camhook.heads import Embedding
+from camhook.hooks import capturing
+from camhook.maps import RELATIVE_TOLERANCE
+from camhook.plan import Plan
+from camhook.sources import FeatureSource, MeanSource, ReadSource, Source
+from camhook.tails import Output
+from camhook.tokens import Recording, recording
+from camhook.tracing import FeaturePoint
+
+__all__ = ["Observation", "observing"]
+
+
+@dataclass
+class Observation:
+    """What one forward pass told: the features at the plan's points and the record of its class tokens."""
+
+    features: dict[FeaturePoint, Tensor]
+    recorded: Recording | None
+
+    def account(self, plan: Plan, module: nn.Module, inputs: Tensor, output: Output) -> Accounting:
+        """Account for the logits of these inputs by positions, with the tail of this module, the model's twin."""
+        assert plan.head is not None
+        captured = [_widened(self.features[each.point]) for each in plan.features]
+        size = (inputs.shape[2], inputs.shape[3])
+        grids = [each.layout.grid_size(tuple(f.shape), size) for each, f in zip(plan.features, captured, strict=True)]
+        if self.recorded is not None:
+            assert plan.tokens is not None
+            self.recorded.complete(module, plan.tokens)
+        kept = [*self.features.values(), *(self.recorded.values if self.recorded else ())]
+        dtype = max((each.dtype for each in kept), key=RELATIVE_TOLERANCE.__getitem__)
+        given = inputs if plan.passes == 2 else inputs.to("meta")
+        run = plan.tail(module, output).of(given, self.recorded)
+        sources: list[Source] = self._reads(plan)
+        if plan.is_pooled:
+            (layout,), (grid,) = [each.layout for each in plan.features], grids
+            positions, prefix = layout.split(captured[0], grid)
+            embed = Embedding(layout, (1, 1) if plan.head.collapses else grid, prefix)
+            sources.append(MeanSource(positions))
+            return Accounting(lambda vectors: run(embed(vectors)), sources, widens=plan.head.widens, dtype=dtype)
+        sources += [
+            FeatureSource(f, each.layout, grid) for each, f, grid in zip(plan.features, captured, grids, strict=True)
+        ]
+        return Accounting(run, sources, widens=plan.head.widens, dtype=dtype)
+
+    def _reads(self, plan: Plan) -> list[Source]:
+        if plan.tokens is None or self.recorded is None:
+            return []
+        prefix = plan.tokens.prefix
+        return [
+            ReadSource(_widened(weights[..., prefix:]), _widened(values[..., prefix:, :]), read.grid_size)
+            for read, weights, values in zip(
+                plan.tokens.reads, self.recorded.weights, self.recorded.values, strict=True
+            )
+        ]
+
+
+@contextmanager
+def observing(model: nn.Module, plan: Plan) -> Iterator[Observation]:
+    """Watch a forward pass within the block, without changing a bit of it.
+
+    Raises
+    ------
+    HookError
+        On leaving the block, if the forward pass did not go through one of the plan's points.
+    """
+    with capturing(model, [each.point for each in plan.features]) as features:
+        if plan.tokens is None:
+            yield Observation(features, None)
+        else:
+            with recording(model, plan.tokens) as recorded:
+                yield Observation(features, recorded)
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -1,0 +1,315 @@
+"""The path of class tokens through a transformer: what they read of the picture, block by block, and where it leads.
+
+A class token reads patches in every attention. What it reads at position p is its attention weight there times the
+value there, and everything that follows, block by block, happens to the few class tokens alone. So the tail of such a
+model is run on its class tokens: each sequence of tokens is cut to these at the door of a block and filled up with
+zeros behind it, and each attention gives them what they read of each other, as now, and what they read of the patches,
+as recorded in the forward pass. That sum of reads is what the tail is a function of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from camhook.adapters.base import Layout
+from camhook.attentions import Attentions, Read
+from camhook.errors import HookError, LayoutError
+from camhook.hooks import hooked
+from camhook.tracing import Attention, Trace
+
+__all__ = ["ClassRead", "Recording", "TokenPath", "blank", "recording", "token_paths"]
+
+
+@dataclass(frozen=True)
+class ClassRead:
+    """One attention call in which class tokens read patches.
+
+    Attributes
+    ----------
+    index
+        Which attention call of the forward pass it is.
+    grid_size
+        Grid (h, w) of the patches that are read.
+    module
+        The `nn.MultiheadAttention` that makes it, if one does: a mode would switch its fast path off.
+    """
+
+    index: int
+    grid_size: tuple[int, int]
+    module: str | None
+
+
+@dataclass(frozen=True)
+class TokenPath:
+    """How the class tokens of a model make their way.
+
+    Attributes
+    ----------
+    layout
+        Layout of the sequences.
+    reads
+        The attention calls in which they read patches.
+    lengths
+        Lengths of the sequences, prefix included.
+    shape
+        Length and channels (L, C) of the first sequence.
+    entry
+        The module whose input is where they set out.
+    cuts
+        Modules that take a sequence cut to its prefix, and for each tensor they give, which of the sequences they were
+        given it is as long as (None: it is no sequence). Without any, the tail is a whole forward pass.
+    """
+
+    layout: Layout
+    reads: tuple[ClassRead, ...]
+    lengths: frozenset[int]
+    shape: tuple[int, ...]
+    entry: str
+    cuts: Mapping[str, tuple[int | None, ...]]
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens at the start of each sequence are no patches."""
+        return self.layout.num_prefix_tokens
+
+    def is_sequence(self, value: Any) -> bool:
+        """Tell whether something is a tensor of prefix tokens and patches, (B, length, C)."""
+        return isinstance(value, Tensor) and value.ndim == 3 and value.shape[1] in self.lengths
+
+    @contextmanager
+    def running(self, module: nn.Module, recorded: Recording, reads: Sequence[Tensor]) -> Iterator[None]:
+        """Make the model run on its prefix tokens alone, which read these sums, (B, heads, prefix, d) each."""
+        known = {read.index: (reads[i], recorded.weights[i]) for i, read in enumerate(self.reads)}
+        prefix, entered = self.prefix, False
+
+        def substitute(read: Read) -> Tensor | None:
+            if read.index not in known:
+                return None
+            positions, weights = known[read.index]
+            weights = _repeated(weights[..., :prefix], positions)
+            values = read.values[..., :prefix, :].to(positions.dtype)
+            result = weights @ values + positions
+            queries = prefix if read.values.shape[-2] == prefix else read.queries
+            return F.pad(result, (0, 0, 0, queries - prefix)) if queries > prefix else result
+
+        def enter(name: str) -> Callable[..., Any]:
+            def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+                nonlocal entered
+                rows = iter(recorded.rows) if name == self.entry and not entered else None
+                entered = entered or name == self.entry
+
+                def cut(value: Any) -> Any:
+                    if not self.is_sequence(value):
+                        return value
+                    short = value[:, :prefix] if rows is None else _repeated(next(rows), reads[0])
+                    return short if name in self.cuts else F.pad(short, (0, 0, 0, value.shape[1] - prefix))
+
+                lengths.append([leaf.shape[1] for leaf in tree_leaves((args, kwargs)) if self.is_sequence(leaf)])
+                return tree_map(cut, (args, kwargs))
+
+            return before
+
+        def leave(name: str) -> Callable[..., Any]:
+            def after(_: nn.Module, args: Any, output: Any) -> Any:
+                cut, each = lengths.pop(), iter(self.cuts[name])
+
+                def fill(value: Any) -> Any:
+                    if not isinstance(value, Tensor) or (sequence := next(each)) is None:
+                        return value
+                    if value.shape[1] != prefix:
+                        raise RuntimeError("a sequence that was cut has grown again")
+                    return F.pad(value, (0, 0, 0, cut[sequence] - prefix))
+
+                return tree_map(fill, output) if cut else None
+
+            return after
+
+        lengths: list[list[int]] = []
+        hooks: list[tuple[str, str, Callable[..., Any]]] = []
+        hooks += [(name, "input", enter(name)) for name in dict.fromkeys((self.entry, *self.cuts))]
+        hooks += [(name, "output", leave(name)) for name in self.cuts]
+        with hooked(module, hooks), _Fitting(), Attentions(substitute):
+            yield
+
+
+class _Fitting(TorchFunctionMode):
+    """Cuts what is as long as a whole sequence (rotary embeddings, position biases) to the prefix that it meets.
+
+    Prefix tokens come first, so the first rows are theirs.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").strip("_")
+        if name in ("mul", "add", "sub", "where", "addcmul") and all(isinstance(a, Tensor) for a in args[:2]):
+            first, second = args[:2]
+            try:
+                torch.broadcast_shapes(first.shape, second.shape)
+            except RuntimeError:
+                args = (_cut_to(first, second), _cut_to(second, first), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def _cut_to(value: Tensor, other: Tensor) -> Tensor:
+    for d in range(1, min(value.ndim, other.ndim) + 1):
+        if 1 != value.shape[-d] > other.shape[-d] != 1:
+            value = value.narrow(-d, 0, other.shape[-d])
+    return value
+
+
+def _repeated(value: Tensor, like: Tensor) -> Tensor:
+    return value if len(value) == len(like) else value.repeat_interleave(len(like) // len(value), 0)
+
+
+class Recording:
+    """What one forward pass told about a token path.
+
+    Attributes
+    ----------
+    rows : list of Tensor
+        The prefix tokens (B, prefix, C) where they set out, for each sequence.
+    weights, values : list of Tensor
+        For each read, the prefix tokens' attention weights (B, heads, prefix, keys) and the values (B, heads, keys, d).
+    """
+
+    def __init__(self, path: TokenPath) -> None:
+        self.rows: list[Tensor] = []
+        self.weights: list[Tensor] = [torch.empty(0)] * len(path.reads)
+        self.values: list[Tensor] = [torch.empty(0)] * len(path.reads)
+        self._at = {read.index: i for i, read in enumerate(path.reads)}
+        self._prefix = path.prefix
+        self._calls: list[tuple[int, Any]] = []
+
+    @torch.no_grad()
+    def note(self, read: Read) -> None:
+        """Keep an attention call's weights and values, if it is one of the path's."""
+        if (i := self._at.get(read.index)) is not None:
+            with torch.autocast(read.values.device.type, enabled=False):
+                self.weights[i] = read.weights(self._prefix).detach()
+                self.values[i] = read.values.detach().clone()  # a copy, for it is a view of something far larger
+
+    def note_call(self, i: int, args: Any, kwargs: Any) -> None:
+        """Keep what an `nn.MultiheadAttention` was called with."""
+        self._calls.append((i, tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, (args, kwargs))))
+
+    def complete(self, module: nn.Module, path: TokenPath) -> None:
+        """Run the attention modules that were called, on the prefix tokens only, to read off weights and values.
+
+        Raises
+        ------
+        HookError
+            If the forward pass did not go the expected way.
+        """
+        modules = dict(module.named_modules())
+        for i, (args, kwargs) in self._calls:
+            name = path.reads[i].module
+            assert name is not None
+            (query, *rest), index = args, path.reads[i].index
+            with torch.no_grad(), Attentions(lambda read, index=index: self.note(replace(read, index=index))):  # type: ignore[misc]
+                modules[name](query[:, : self._prefix], *rest, **kwargs)
+        if not self.rows or not all(len(weights) for weights in self.weights):
+            raise HookError(
+                f"The forward pass did not go the way of the class tokens, from the input of {path.entry} through "
+                f"{len(path.reads)} attention calls. Was the model changed, compiled or scripted after wrapping? "
+                "Wrap it again."
+            )
+
+
+@contextmanager
+def recording(model: nn.Module, path: TokenPath) -> Iterator[Recording]:
+    """Record what class tokens read while the model runs; the pass is not changed."""
+    recorded = Recording(path)
+
+    def set_out(_: nn.Module, args: Any, kwargs: Any) -> None:
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if path.is_sequence(leaf)]
+        recorded.rows = [leaf[:, : path.prefix].detach().clone() for leaf in leaves]
+
+    hooks: list[tuple[str, str, Callable[..., Any]]] = [(path.entry, "input", set_out)]
+    for i, read in enumerate(path.reads):
+        if read.module is not None:
+
+            def call(_: nn.Module, args: Any, kwargs: Any, i: int = i) -> None:
+                recorded.note_call(i, args, kwargs)
+
+            hooks.append((read.module, "input", call))
+    with hooked(model, hooks):
+        if any(read.module is None for read in path.reads):
+            with Attentions(recorded.note):
+                yield recorded
+        else:
+            yield recorded
+
+
+def token_paths(
+    found: Trace, layout: Layout, input_size: tuple[int, int], within: Sequence[str] = ("",)
+) -> Iterator[TokenPath]:
+    """Yield what may be the path of class tokens in a traced model, cheapest first: cut at the outermost modules.
+
+    Class tokens read patches where there are as many keys as they and the patches of some grid are together; only calls
+    made within the modules named count.
+    """
+    prefix = layout.num_prefix_tokens
+
+    def counts(call: Attention) -> bool:
+        return any(f"{name}.".startswith(f"{outer}." if outer else "") for name, _ in call.modules for outer in within)
+
+    def grid(length: int) -> tuple[int, int] | None:
+        try:
+            size = layout.grid_size((1, length, 1), input_size)
+        except LayoutError:
+            return None
+        return None if size == (1, 1) else size
+
+    reads, doors = [], []
+    lengths: set[int] = set()
+    for call in found.attentions:
+        keys = call.values[-2]
+        if (
+            not counts(call)
+            or keys <= prefix
+            or (size := grid(keys)) is None
+            or not (call.queries == prefix or grid(call.queries))
+        ):
+            continue
+        reads.append(ClassRead(call.index, size, call.modules[-1][0] if call.is_module else None))
+        fitting = {name: [s[1] for s in shapes if s[1] > prefix and grid(s[1])] for name, shapes in call.modules}
+        lengths.update(*fitting.values())
+        doors.append([name for name, found_lengths in fitting.items() if name and found_lengths])
+    if not reads or not all(doors):
+        return
+    ways = [[door[min(depth, len(door) - 1)] for door in doors] for depth in range(max(map(len, doors)))]
+    given = {name: shapes for call in found.attentions for name, shapes in call.modules}
+    entry = doors[0][0]
+    shape = next(shape[1:] for shape in given[entry] if shape[1] in lengths)
+    whole = TokenPath(layout, tuple(reads), frozenset(lengths), shape, entry, {})
+    for way in ways:
+        cuts = {}
+        for name in way:
+            longs = [shape[1] for shape in given[name] if shape[1] in lengths]
+            gave = found.outputs[name]
+            cuts[name] = tuple(longs.index(length) if length in longs else None for length in gave)
+        yield replace(whole, cuts=cuts)
+    yield whole
+
+
+def blank(found: Trace, path: TokenPath) -> tuple[Recording, list[Tensor]]:
+    """Return what a forward pass would record, and what the class tokens would read, as mere shapes."""
+    recorded = Recording(path)
+    calls = {call.index: call for call in found.attentions}
+    shapes = dict(calls[path.reads[0].index].modules)[path.entry]
+
+    def shape(*size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.float64, device="meta")
+
+    recorded.rows = [shape(b, path.prefix, c) for b, length, c in shapes if length in path.lengths]
+    values = [calls[read.index].values for read in path.reads]
+    recorded.weights = [shape(*v[:-2], path.prefix, v[-2]) for v in values]
+    return recorded, [shape(*v[:-2], path.prefix, v[-1]) for v in values]
