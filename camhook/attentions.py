@@ -68,8 +68,7 @@ class Attentions(TorchFunctionMode):
             given = self._meet(read)
             return func(*args, **kwargs) if given is None else given
         if func is F.multi_head_attention_forward:
-            with torch.no_grad():
-                (query, key, value, mask), _ = mha_parts(*args, **kwargs)
+            (query, key, value, mask), _ = mha_parts(*args, **kwargs)
             given = self._meet(_sdpa(self._next(), query, key, value, mask, is_module=True))
             return func(*args, **kwargs) if given is None else mha_parts(*args, **kwargs)[1](given)
         if PRODUCTS.get(func) is torch.matmul and args[0] in self._softmax:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from camhook.accounting import Accounting
 from camhook.adapters.base import Adapter
+from camhook.capture import Capture, Pass, watching
 from camhook.description import Description
 from camhook.errors import CamhookError, CompletenessError, ImageError, TargetError, UnsupportedModelError
 from camhook.hooks import evaluating
@@ -108,9 +109,9 @@ class CAM:
         self.class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
         self._adapter, self._target_layer = adapter, target_layer
         self._output = selector(output)
-        self._in_chans = in_chans_of(model)
         config = dict(data_config) if data_config is not None else own_config(model)
         self._input_size = resolve_input_size(model, config if data_config else None, input_size, config)
+        self._in_chans = in_chans_of(model, self._input_size)
         self._preprocessing: Preprocessing | None = None
         if config is not None and self._input_size is not None:
             config["input_size"] = (self._in_chans, *self._input_size)
@@ -153,18 +154,83 @@ class CAM:
         _check_method(method)
         tensor, batch = self._inputs(images)
         with self._accounted(tensor) as (plan, logits, account):
-            dtype = account.dtype
-            targets = resolve_targets(target, topk, logits, self.class_names)
-            wide = logits.to(account.logits.dtype)
+            return self._result(plan, logits, account, tensor, batch, target, topk, contrast)
 
-            def explained(classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                return account.maps(classes), account.offset(classes), wide.gather(1, classes)
+    @contextmanager
+    def capture(self) -> Iterator[Capture]:
+        """Watch the caller's own forward pass, in serving, validation or training, and explain it afterwards.
 
-            maps, offset, scores = explained(targets)
-            if contrast is not None:
-                others = self._others(contrast, wide, targets)
-                against = [x.reshape(*others.shape, *x.shape[2:]) for x in explained(others.flatten(1))]
-                maps, offset, scores = map(contrasted, (maps, offset, scores), against)
+        The pass is not changed by a bit, and no second one is run.
+
+        Yields
+        ------
+        Capture
+            Its ``result(target=None)`` gives the maps once the model has run in the block; it takes what the call
+            ``cam(images, target)`` takes. Ask for it before the weights change.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If hooks cannot see the pass (a compiled or parallel model), or the map needs more than the pass gives.
+        HookError
+            On leaving the block, if the model did not run in it, or ran twice.
+
+        Examples
+        --------
+        >>> import timm
+        >>> model = timm.create_model("test_vit").eval()
+        >>> cam = wrap(model)
+        >>> with cam.capture() as captured:
+        ...     logits = model(torch.zeros(2, 3, 160, 160))
+        >>> captured.result().maps.shape
+        torch.Size([2, 1, 10, 10])
+        """
+        if self._found_in:
+            raise UnsupportedModelError(
+                f"capture() cannot watch a model inside {self._found_in}: hooks set on it now do not fire there. Call "
+                "cam(images), which runs the module itself, or wrap and run the module itself."
+            )
+        plan = self._plan_for(next(iter(self._plans), None) or self._known_size())
+        self._check_head(plan)
+        if plan.passes == 2:
+            raise UnsupportedModelError(
+                f"capture() gives maps from one pass; something comes round {plan.target_layer}, so that this map "
+                "costs a second. Call cam(images)."
+            )
+        with watching(self.model, plan, self._finish) as captured:
+            yield captured
+
+    @torch.inference_mode(False)
+    def _finish(self, plan: Plan, passed: Pass, target: Any, topk: int | None, contrast: Any) -> CAMResult:
+        """Explain a forward pass that the caller ran."""
+        tensor = passed.inputs
+        logits = self._logits(passed.output).detach()
+        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+            account = passed.observation.account(plan, self._twin.module(), tensor, self._logits)
+            return self._result(plan, logits, account, tensor, None, target, topk, contrast)
+
+    def _result(
+        self,
+        plan: Plan,
+        logits: Tensor,
+        account: Accounting,
+        tensor: Tensor,
+        batch: ImageBatch | None,
+        target: Any,
+        topk: int | None,
+        contrast: str | Sequence[int | str] | None,
+    ) -> CAMResult:
+        targets = resolve_targets(target, topk, logits, self.class_names)
+        wide = logits.to(account.logits.dtype)
+
+        def explained(classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return account.maps(classes), account.offset(classes), wide.gather(1, classes)
+
+        maps, offset, scores = explained(targets)
+        if contrast is not None:
+            others = self._others(contrast, wide, targets)
+            against = [x.reshape(*others.shape, *x.shape[2:]) for x in explained(others.flatten(1))]
+            maps, offset, scores = map(contrasted, (maps, offset, scores), against)
         photos: Sequence[Image.Image] | None = batch.photos if batch else None
         if batch is None and self._preprocessing is not None:
             photos = _Later(self._preprocessing, tensor)
@@ -175,7 +241,7 @@ class CAM:
             logits=wide,
             scores=scores,
             completeness_error=completeness_error(maps, offset, scores),
-            tolerance=tolerance(wide, logits.dtype, dtype)[:, None],
+            tolerance=tolerance(wide, logits.dtype, account.dtype)[:, None],
             method="cam",
             head=str(plan.head),
             target_layer=plan.target_layer,
@@ -203,9 +269,8 @@ class CAM:
         CamhookError
             If that is not known yet, since the input size is not: pass ``input_size=`` to wrap, or explain an image.
         """
-        if not self._plans:
-            raise CamhookError("The input size is not known yet. Pass input_size=(H, W) to wrap, or explain an image.")
-        return Description.of(model_name(self.model), next(iter(self._plans.values())))
+        plan = self._plan_for(next(iter(self._plans), None) or self._known_size())
+        return Description.of(model_name(self.model), plan)
 
     @torch.inference_mode(False)
     def anatomy(self, photo: Source | Tensor, target: int | str | None = None, *, channels: int = 5) -> Image.Image:
@@ -262,17 +327,25 @@ class CAM:
     def _accounted(self, tensor: Tensor) -> Iterator[tuple[Plan, Tensor, Accounting]]:
         """Run the model once, in eval mode, and within the block account for its logits."""
         plan = self._plan_for(size_of(tensor))
+        self._check_head(plan)
+        with torch.no_grad():
+            with evaluating(self.model), observing(self.model, plan) as observation:
+                logits = self._logits(self.model(tensor)).detach()
+            with torch.autocast(tensor.device.type, enabled=False):
+                yield plan, logits, observation.account(plan, self._twin.module(), tensor, self._logits)
+
+    def _check_head(self, plan: Plan) -> None:
         if plan.head is None:
             raise UnsupportedModelError(
                 f"{model_name(self.model)} has no head (num_classes=0, an Identity in the classifier's place, or an "
                 "encoder), so there is no class score to explain. Its maps need a probe, a linear classifier on its "
                 "frozen features; or give it a classifier (model.reset_classifier(...) and trained weights)."
             )
-        with torch.no_grad():
-            with evaluating(self.model), observing(self.model, plan) as observation:
-                logits = self._logits(self.model(tensor)).detach()
-            with torch.autocast(tensor.device.type, enabled=False):
-                yield plan, logits, observation.account(plan, self._twin.module(), tensor, self._logits)
+
+    def _known_size(self) -> tuple[int, int]:
+        if self._input_size is None:
+            raise CamhookError("The input size is not known yet. Pass input_size=(H, W) to wrap, or explain an image.")
+        return self._input_size
 
     @torch.inference_mode(False)
     def _plan_for(self, size: tuple[int, int]) -> Plan:

@@ -87,7 +87,14 @@ class _Draws:
         return 3 * torch.randn(size, generator=self._generator, dtype=torch.float64)
 
 
-def classify(run: Run, layout: Layout, shape: tuple[int, ...], grid_size: tuple[int, int]) -> Head | Refusal:
+def classify(
+    run: Run,
+    layout: Layout,
+    shape: tuple[int, ...],
+    grid_size: tuple[int, int],
+    *,
+    is_alone: Callable[[], bool] = lambda: True,
+) -> Head | Refusal:
     """Find out whether a tail pools features by their mean, and what follows.
 
     Parameters
@@ -96,16 +103,21 @@ def classify(run: Run, layout: Layout, shape: tuple[int, ...], grid_size: tuple[
         The tail, with real parameters.
     layout, shape, grid_size
         How the features are laid out, their shape (batch included) and their grid (h, w).
+    is_alone
+        Tells, after a run, whether the tail took in nothing of the image but these features.
     """
     draw = _Draws()
     with torch.no_grad():
         positions, prefix = layout.split(draw(*shape), grid_size)
         other = positions + draw(*positions.shape) + draw(*positions.shape[:2], 1, 1)
-        logits, moved = run(layout.join(positions, prefix)), run(layout.join(other, prefix))
+        logits = run(layout.join(positions, prefix))
+        if not is_alone():
+            return Refusal("something comes round it")
         if logits.ndim != 2:
             return Refusal(f"the tail gives a tensor of shape {tuple(logits.shape)} where (B, K) was expected")
         if logits.is_meta:  # nothing real came through to the end
             return Refusal("the logits do not come from it")
+        moved = run(layout.join(other, prefix))
         spread = float((logits - moved).abs().max())
         noise = _SAME * float(logits.abs().max())
         if prefix is not None:
@@ -117,7 +129,11 @@ def classify(run: Run, layout: Layout, shape: tuple[int, ...], grid_size: tuple[
             return Refusal("the tail does not read the spatial features", reads_prefix=reads_prefix)
         means = positions.mean((2, 3)), other.mean((2, 3))
         embed = Embedding(layout, grid_size, prefix)
-        error = max(_deviation(run(embed(m)), y, spread) for m, y in zip(means, (logits, moved), strict=True))
+        error = 0.0
+        for mean, expected in zip(means, (logits, moved), strict=True):
+            error = max(error, _deviation(run(embed(mean)), expected, spread))
+            if error > _SAME:
+                break
         if error > _SAME:
             return Refusal("the tail reads the positions other than through their mean", True, reads_prefix)
         collapsed = Embedding(layout, (1, 1), prefix)
@@ -129,7 +145,7 @@ def classify(run: Run, layout: Layout, shape: tuple[int, ...], grid_size: tuple[
         return run(embed(vectors))
 
     frozen = FrozenTail(run_mean, [means[0]], [torch.zeros_like(means[0])])
-    tail, tail_error = _tail_kind(run_mean, frozen, [means[0]], [means[1]], spread)
+    tail, tail_error = _tail_kind(run_mean, frozen, ([means[0]], logits), ([means[1]], moved), spread)
     widened = means[0].repeat_interleave(3, 0)
     widens = _gives(lambda: frozen(widened, straight=True, repeats=3), logits.repeat_interleave(3, 0), spread)
     return Head("mean", tail, collapses, widens, max(error, tail_error))
@@ -151,7 +167,8 @@ def classify_general(
     if logits.is_meta or logits.ndim != 2:
         return Refusal("the logits do not come from it")
     with torch.no_grad():
-        spread = float((logits - run(*features[1])).abs().max())
+        moved = run(*features[1])
+        spread = float((logits - moved).abs().max())
         if not spread > _SAME * float(logits.abs().max()):
             return Refusal("the tail does not read the spatial features")
         means = [_averaged(source) for source in sources]
@@ -159,7 +176,7 @@ def classify_general(
     error = _deviation(frozen(*features[0], straight=True), logits, spread)
     if error > _SAME:
         return Refusal("the tail does something on the way that cannot be held still", True)
-    tail, tail_error = _tail_kind(run, frozen, features[0], features[1], spread)
+    tail, tail_error = _tail_kind(run, frozen, (features[0], logits), (features[1], moved), spread)
     kinds = [kind for kind in ("attention", "max") if kind in frozen.kinds]
     pooling = "mean" if is_mean else "general" if "conv" in frozen.kinds else "+".join(kinds) or "flatten"
     parts = [source.alone(0, 2) for source in sources]
@@ -176,24 +193,29 @@ def _averaged(source: FeatureSource) -> Tensor:
 
 
 def _tail_kind(
-    run: Run, frozen: FrozenTail, start: Sequence[Tensor], end: Sequence[Tensor], spread: float
+    run: Run,
+    frozen: FrozenTail,
+    start: tuple[Sequence[Tensor], Tensor],
+    end: tuple[Sequence[Tensor], Tensor],
+    spread: float,
 ) -> tuple[TailKind, float]:
+    """Tell what a tail is by whether it bends, and with what held, between and beyond two sets of features."""
+
     def between(share: float) -> list[Tensor]:
-        return [torch.lerp(a, b, share) for a, b in zip(start, end, strict=True)]
+        return [torch.lerp(a, b, share) for a, b in zip(start[0], end[0], strict=True)]
 
-    def curvature(function: Run) -> float:
+    @torch.no_grad()
+    def curvature(function: Run, first: Tensor | None = None, last: Tensor | None = None) -> float:
         # An affine function keeps what lies on a line on a line, also beyond the two points that span it.
-        with torch.no_grad():
-            first, last = function(*between(0)), function(*between(1))
-            return max(
-                _deviation(function(*between(t)), torch.lerp(first, last, t), abs(t) * spread) for t in (-1.5, 0.4, 2.5)
-            )
+        first = function(*between(0)) if first is None else first
+        last = function(*between(1)) if last is None else last
+        return max(_deviation(function(*between(t)), torch.lerp(first, last, t), abs(t) * spread) for t in (-1.5, 0.4))
 
-    if (error := curvature(run)) < _SAME:
+    if (error := curvature(run, start[1], end[1])) < _SAME:
         return "linear", error
-    if (error := curvature(lambda *features: frozen(*features, straight=False))) < _SAME:
+    if (error := curvature(lambda *features: frozen(*features, straight=False), start[1])) < _SAME:
         return "norm-linear", error
-    error = curvature(lambda *features: frozen(*features, straight=True))
+    error = curvature(lambda *features: frozen(*features, straight=True), start[1])
     return "deep" if frozen.is_bent(0.37) else "mlp", error
 
 

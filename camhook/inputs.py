@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from camhook.errors import ImageError, UnsupportedModelError
 from camhook.tails import Output
+from camhook.tracing import trace
 
 __all__ = [
     "check_tensor",
@@ -96,12 +97,21 @@ def own_config(model: nn.Module) -> dict[str, Any] | None:
     return config
 
 
-def in_chans_of(model: nn.Module) -> int:
-    """Read the input channels off the first convolution: timm's config keeps saying 3 for a model made with another."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3
+def in_chans_of(model: nn.Module, input_size: tuple[int, int] | None) -> int:
+    """Tell how many channels a model takes: as many as its first convolution, where the model runs on so many.
+
+    timm's config keeps saying 3 for a model made with another number; but a model may rearrange pixels first.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    said = config["input_size"][0] if isinstance(config, dict) and config.get("input_size") else 3
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), said)
+    if first == said or input_size is None:
+        return first
+    try:
+        trace(model, (2, first, *input_size))
+    except UnsupportedModelError:
+        return said
+    return first
 
 
 def resolve_input_size(

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from camhook.accounting import Accounting
 from camhook.heads import Embedding
-from camhook.hooks import capturing
+from camhook.hooks import capturing, hooked
 from camhook.maps import RELATIVE_TOLERANCE
 from camhook.plan import Plan
 from camhook.sources import FeatureSource, MeanSource, ReadSource, Source
 from camhook.tails import Output
 from camhook.tokens import Recording, recording
-from camhook.tracing import FeaturePoint
+from camhook.tracing import FeaturePoint, shapes_of
 
 __all__ = ["Observation", "observing"]
 
 
 @dataclass
 class Observation:
-    """What one forward pass told: the features at the plan's points and the record of its class tokens."""
+    """What one forward pass told: features, shapes of what came before them, what class tokens read."""
 
     features: dict[FeaturePoint, Tensor]
+    shapes: dict[str, Any]
     recorded: Recording | None
 
     def account(self, plan: Plan, module: nn.Module, inputs: Tensor, output: Output) -> Accounting:
@@ -41,7 +43,7 @@ class Observation:
         kept = [*self.features.values(), *(self.recorded.values if self.recorded else ())]
         dtype = max((each.dtype for each in kept), key=RELATIVE_TOLERANCE.__getitem__)
         given = inputs if plan.passes == 2 else inputs.to("meta")
-        run = plan.tail(module, output).of(given, self.recorded)
+        run = plan.tail(module, output).of(given, self.shapes, self.recorded)
         sources: list[Source] = self._reads(plan)
         if plan.is_pooled:
             (layout,), (grid,) = [each.layout for each in plan.features], grids
@@ -75,13 +77,19 @@ def observing(model: nn.Module, plan: Plan) -> Iterator[Observation]:
     HookError
         On leaving the block, if the forward pass did not go through one of the plan's points.
     """
-    with capturing(model, [each.point for each in plan.features]) as features:
-        if plan.tokens is None:
-            yield Observation(features, None)
-        else:
-            with recording(model, plan.tokens) as recorded:
-                yield Observation(features, recorded)
+    shapes: dict[str, Any] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, args, output: shapes.update({name: shapes_of(output)})
+
+    with (
+        capturing(model, [each.point for each in plan.features]) as features,
+        hooked(model, [(name, "output", note(name)) for name in plan.stubs]),
+        recording(model, plan.tokens) if plan.tokens else nullcontext() as recorded,
+    ):
+        yield Observation(features, shapes, recorded)
 
 
 def _widened(value: Tensor) -> Tensor:
+    value = value.clone() if value.is_inference() else value  # the caller's pass may have run in inference mode
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

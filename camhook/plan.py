@@ -56,6 +56,8 @@ class Plan:
         The method that runs the tail. Before the features it runs on shapes alone.
     head
         What the tail does; None for an encoder without a classifier.
+    stubs
+        Modules that are done before any of this is reached, and are not run again.
     passes
         2 if something comes round the features, so that the tail costs a second pass; else 1.
     """
@@ -63,6 +65,7 @@ class Plan:
     features: tuple[Features, ...]
     tokens: TokenPath | None
     entry: Entry
+    stubs: tuple[str, ...]
     passes: int
     adapter: str
     head: Head | None
@@ -96,7 +99,7 @@ class Plan:
 
     def tail(self, module: nn.Module, output: Output) -> Tail:
         """Return the tail of this model, or of a copy of it."""
-        return Tail(module, self.entry, [each.point for each in self.features], self.tokens, output)
+        return Tail(module, self.entry, [each.point for each in self.features], self.tokens, self.stubs, output)
 
 
 def make_plan(
@@ -171,8 +174,16 @@ class _Search:
         others: list[tuple[Event, Features, Refusal]] = []
         for event in events:
             for features in self._places(event, adapter):
-                where = (features.layout, features.shape, features.grid_size)
-                head = self._try(partial(classify, layout=where[0], shape=where[1], grid_size=where[2]), [features])
+                head = self._try(
+                    partial(
+                        classify,
+                        layout=features.layout,
+                        shape=features.shape,
+                        grid_size=features.grid_size,
+                        is_alone=lambda: self.layers is not None or not self.standing_in.came_round,
+                    ),
+                    [features],
+                )
                 if isinstance(head, Head):
                     yield self._made([features], None, head, adapter)
                 else:
@@ -192,7 +203,7 @@ class _Search:
         for event in self.found.candidates(self.layers[0] if self.layers else None):
             for adapter in self.adapters:
                 for features in self._places(event, adapter):
-                    return Plan((features,), None, "forward", 1, adapter.name, None, self.input_size, 0)
+                    return Plan((features,), None, "forward", (), 1, adapter.name, None, self.input_size, 0)
         raise UnsupportedModelError(
             f"{model_name(self.model)} has no head, and no tensor with positions was found. "
             "If you know the place, pass target_layer= or adapter=."
@@ -216,8 +227,9 @@ class _Search:
     def _try(self, classified: Callable[[Run], Head | Refusal], features: Sequence[Features]) -> Head | Refusal:
         """Classify the skeleton's tail, run on real numbers from these features on."""
         points = [each.point for each in features]
-        tail = Tail(self.found.skeleton.module, self._entry(features), points, None, self.output)
-        from_features = tail.of(self.found.inputs)
+        stubs = self.found.done_before(points)
+        tail = Tail(self.found.skeleton.module, self._entry(features), points, None, stubs, self.output)
+        from_features = tail.of(self.found.inputs, self.found.outputs)
 
         def run(*given: Tensor) -> Tensor:
             with self.standing_in:
@@ -235,11 +247,12 @@ class _Search:
         within = adapter.reads(self.model) if adapter.reads else ("",)
         points = [each.point for each in features]
         for path in token_paths(self.found, layout, self.input_size, within):
-            run = Tail(self.found.skeleton.module, "forward", points, path, self.output)
+            stubs = self.found.done_before([FeaturePoint(path.entry, "input"), *points])
+            run = Tail(self.found.skeleton.module, "forward", points, path, stubs, self.output)
             recorded, reads = blank(self.found, path)
             given = [torch.empty(each.shape, dtype=torch.float64, device="meta") for each in features]
             try:
-                logits = run.of(self.found.inputs, recorded)(*reads, *given)
+                logits = run.of(self.found.inputs, self.found.outputs, recorded)(*reads, *given)
             except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
                 self.reasons.append(f"class tokens from {path.entry} on: {error}")
                 continue
@@ -268,8 +281,10 @@ class _Search:
         entry = "forward" if passes == 2 or tokens else self._entry(features)
         if passes == 2:
             head = replace(head, widens=False)
+        points = [each.point for each in features] + ([FeaturePoint(tokens.entry, "input")] if tokens else [])
+        stubs = self.found.done_before(points) if entry == "forward" and passes == 1 else ()
         num_classes = self.output(self.found.output).shape[1]
-        return Plan(tuple(features), tokens, entry, passes, adapter.name, head, self.input_size, num_classes)
+        return Plan(tuple(features), tokens, entry, stubs, passes, adapter.name, head, self.input_size, num_classes)
 
 
 def _is_logits(output: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,21 +37,22 @@ def _copied(model: nn.Module, of_tensor: Callable[[Tensor], Tensor]) -> nn.Modul
 class Twin:
     """A copy of a model, made anew whenever the model has changed, that shares its tensors and nothing else.
 
-    Tails run on it: the user's hooks see none of that, and no flag of the live model has to be set.
+    Tails run on it: the user's hooks see none of that, and no flag of the live model has to be set. Each thread has its
+    own.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._copy: nn.Module | None = None
-        self._parts: list[Any] = []
+        self._local = threading.local()
 
     def module(self) -> nn.Module:
-        """Return the copy, up to date."""
+        """Return the calling thread's copy, up to date."""
         parts = list(self._live_parts())
-        known = len(parts) == len(self._parts) and all(map(operator.is_, parts, self._parts))
-        if self._copy is None or not known:
-            self._copy, self._parts = _copied(self._model, lambda tensor: tensor), parts
-        return self._copy
+        known = getattr(self._local, "parts", [])
+        if len(parts) != len(known) or not all(map(operator.is_, parts, known)):
+            self._local.copy, self._local.parts = _copied(self._model, lambda tensor: tensor), parts
+        copied: nn.Module = self._local.copy
+        return copied
 
     def _live_parts(self) -> Iterator[Any]:
         for module in self._model.modules():
@@ -155,7 +157,7 @@ class StandIn(TorchFunctionMode):
         if not meta.is_floating_point():
             return torch.zeros(meta.shape, dtype=meta.dtype)
         generator = torch.Generator().manual_seed(seed % 2**31)
-        values = torch.randn(meta.shape, generator=generator, dtype=torch.float64)
+        values = torch.randn(meta.shape, generator=generator).double()  # drawn in single precision: twice as fast
         if live is not None and not is_parameter:
             return values.abs() + 0.5  # a buffer whose value is not known: running variances have to be positive
         return values / math.sqrt(meta[0].numel()) if is_parameter and meta.ndim > 1 else values

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from camhook.errors import HookError
 from camhook.hooks import replacing
 from camhook.tokens import Recording, TokenPath
-from camhook.tracing import FeaturePoint
+from camhook.tracing import FeaturePoint, Shape
 
 __all__ = ["Output", "Tail"]
 
@@ -36,6 +36,8 @@ class Tail:
         Where tensors enter, and how many tokens at the start of each come from the token path and are left as they are.
     tokens
         The path of class tokens, whose reads come first among what the tail is a function of.
+    stubs
+        Modules that are done when the first of these is reached: they are not run, but give what they gave, as shapes.
     """
 
     def __init__(
@@ -44,16 +46,21 @@ class Tail:
         entry: str,
         points: Sequence[FeaturePoint],
         tokens: TokenPath | None,
+        stubs: Sequence[str],
         output: Output,
     ) -> None:
         self._module: Any = module
         self._is_live = not any(parameter.is_meta for parameter in module.parameters())
         self._entry, self._points, self._tokens, self._output = entry, list(points), tokens, output
+        self._stubs = list(stubs)
 
-    def of(self, inputs: Tensor, recorded: Recording | None = None) -> Callable[..., Tensor]:
+    def of(
+        self, inputs: Tensor, shapes: Mapping[str, Any] | None = None, recorded: Recording | None = None
+    ) -> Callable[..., Tensor]:
         """Return the tail for a batch of inputs as a function of reads and features, batched along the first axis.
 
-        Inputs on the meta device give a tail that runs on shapes up to the points; real ones, a second forward pass.
+        Inputs on the meta device give a tail that runs on shapes up to the points, with `shapes` for what the stubs
+        gave; real ones, a second forward pass.
         """
 
         def run(*given: Tensor) -> Tensor:
@@ -69,10 +76,33 @@ class Tail:
                     stack.enter_context(self._tokens.running(self._module, recorded, given[:count]))
                 for point, tensor in zip(self._points, given[count:], strict=True):
                     stack.enter_context(replacing(self._module, point, self._put(tensor)))
-                x = inputs.new_empty((len(given[0]), *inputs.shape[1:])) if inputs.is_meta else inputs
-                return self._output(self._module(x))
+                if not inputs.is_meta:
+                    return self._output(self._module(inputs))
+                stack.enter_context(self._stubbed(inputs, shapes or {}, len(given[0]) // len(inputs)))
+                return self._output(self._module(inputs.new_empty((len(given[0]), *inputs.shape[1:]))))
 
         return run
+
+    @contextmanager
+    def _stubbed(self, inputs: Tensor, shapes: Mapping[str, Any], repeats: int) -> Iterator[None]:
+        """Have the stubs do nothing but give tensors, made of the inputs, of the shapes that they gave."""
+
+        def stub(given: Any) -> Callable[..., Any]:
+            def blank(leaf: Any) -> Any:
+                if not isinstance(leaf, Shape):
+                    return leaf
+                return inputs.new_empty((leaf.size[0] * repeats, *leaf.size[1:]), dtype=leaf.dtype)
+
+            return lambda *args, **kwargs: tree_map(blank, given)
+
+        modules = [self._module.get_submodule(name) for name in self._stubs if name in shapes]
+        for name, module in zip((name for name in self._stubs if name in shapes), modules, strict=True):
+            module.forward = stub(shapes[name])
+        try:
+            yield
+        finally:
+            for module in modules:
+                del module.forward
 
     def _put(self, tensor: Tensor) -> Callable[[Tensor], Tensor]:
         if self._tokens is None:

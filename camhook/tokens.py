@@ -24,7 +24,7 @@ from camhook.adapters.base import Layout
 from camhook.attentions import Attentions, Read
 from camhook.errors import HookError, LayoutError
 from camhook.hooks import hooked
-from camhook.tracing import Attention, Trace
+from camhook.tracing import Attention, FeaturePoint, Shape, Trace
 
 __all__ = ["ClassRead", "Recording", "TokenPath", "blank", "recording", "token_paths"]
 
@@ -64,6 +64,8 @@ class TokenPath:
         Length and channels (L, C) of the first sequence.
     entry
         The module whose input is where they set out.
+    calls
+        The attention calls from there on; the modules that are done before are not run with the tail.
     cuts
         Modules that take a sequence cut to its prefix, and for each tensor they give, which of the sequences they were
         given it is as long as (None: it is no sequence). Without any, the tail is a whole forward pass.
@@ -74,6 +76,7 @@ class TokenPath:
     lengths: frozenset[int]
     shape: tuple[int, ...]
     entry: str
+    calls: tuple[int, ...]
     cuts: Mapping[str, tuple[int | None, ...]]
 
     @property
@@ -92,9 +95,9 @@ class TokenPath:
         prefix, entered = self.prefix, False
 
         def substitute(read: Read) -> Tensor | None:
-            if read.index not in known:
+            if self.calls[read.index] not in known:
                 return None
-            positions, weights = known[read.index]
+            positions, weights = known[self.calls[read.index]]
             weights = _repeated(weights[..., :prefix], positions)
             values = read.values[..., :prefix, :].to(positions.dtype)
             result = weights @ values + positions
@@ -215,6 +218,10 @@ class Recording:
             (query, *rest), index = args, path.reads[i].index
             with torch.no_grad(), Attentions(lambda read, index=index: self.note(replace(read, index=index))):  # type: ignore[misc]
                 modules[name](query[:, : self._prefix], *rest, **kwargs)
+        self.rows, self.weights, self.values = (
+            [each.clone() if each.is_inference() else each for each in kept]  # the pass may have run in inference mode
+            for kept in (self.rows, self.weights, self.values)
+        )
         if not self.rows or not all(len(weights) for weights in self.weights):
             raise HookError(
                 f"The forward pass did not go the way of the class tokens, from the input of {path.entry} through "
@@ -289,13 +296,15 @@ def token_paths(
     given = {name: shapes for call in found.attentions for name, shapes in call.modules}
     entry = doors[0][0]
     shape = next(shape[1:] for shape in given[entry] if shape[1] in lengths)
-    whole = TokenPath(layout, tuple(reads), frozenset(lengths), shape, entry, {})
+    done = found.done_before([FeaturePoint(entry, "input")])
+    calls = tuple(c.index for c in found.attentions if not any(name in done for name, _ in c.modules))
+    whole = TokenPath(layout, tuple(reads), frozenset(lengths), shape, entry, calls, {})
     for way in ways:
         cuts = {}
         for name in way:
             longs = [shape[1] for shape in given[name] if shape[1] in lengths]
-            gave = found.outputs[name]
-            cuts[name] = tuple(longs.index(length) if length in longs else None for length in gave)
+            gave = [leaf.size for leaf in tree_leaves(found.outputs[name]) if isinstance(leaf, Shape)]
+            cuts[name] = tuple(longs.index(s[1]) if len(s) == 3 and s[1] in longs else None for s in gave)
         yield replace(whole, cuts=cuts)
     yield whole
 

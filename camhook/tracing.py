@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from camhook.attentions import Attentions, Read
 from camhook.errors import LayoutError, UnsupportedModelError
 from camhook.skeletons import Skeleton
 
-__all__ = ["Attention", "Event", "FeaturePoint", "Trace", "trace"]
+__all__ = ["Attention", "Event", "FeaturePoint", "Shape", "Trace", "shapes_of", "trace"]
 
 
 _CANDIDATES = 6  # how far back from the logits a pooled tensor is looked for
@@ -34,6 +34,19 @@ class FeaturePoint:
     def __str__(self) -> str:
         name = self.module or "(the model itself)"
         return name if self.side == "output" else f"input of {name}"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a tensor without its values."""
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def shapes_of(output: Any) -> Any:
+    """Return what a module gave, with a `Shape` for each tensor in it."""
+    return tree_map(lambda leaf: Shape(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf, output)
 
 
 @dataclass(frozen=True)
@@ -85,13 +98,28 @@ class Trace:
     skeleton: Skeleton
     events: tuple[Event, ...]
     attentions: tuple[Attention, ...]
-    outputs: dict[str, tuple[int | None, ...]]
-    """For each module, the length of each tensor (B, length, C) that it gave; None for one of another shape."""
+    outputs: dict[str, Any]
+    """What each module gave, as shapes."""
+    finished: tuple[str, ...]
+    """The modules' names, one for each call, in the order in which they were done."""
+    begun: dict[str, int]
+    """How many calls were done when each module was first called."""
     features: Any
     """What ``forward_features`` returned, or None for a model that has no such method."""
     has_forward_head: bool
     inputs: Tensor
     output: Any
+
+    def done_before(self, points: Sequence[FeaturePoint]) -> tuple[str, ...]:
+        """Return the outermost modules that have done all their work when the first of these points is reached."""
+
+        def reached(point: FeaturePoint) -> int:
+            return self.begun[point.module] if point.side == "input" else self.finished.index(point.module) + 1
+
+        count = min(map(reached, points))
+        later = set(self.finished[count:])
+        done = {name for name in self.finished[:count] if name and name not in later}
+        return tuple(name for name in done if not any(name.startswith(f"{other}.") for other in done))
 
     def candidates(self, target_layer: str | None = None) -> Iterator[Event]:
         """Yield the points a map could be read from, best first.
@@ -132,6 +160,16 @@ class Trace:
         yield found[-1]
 
 
+def _forward(model: Any, inputs: Tensor) -> Any:
+    """Run a model; of an encoder whose forward pass only says that it is no classifier, run what there is."""
+    try:
+        return model(inputs)
+    except (RuntimeError, NotImplementedError):
+        if not callable(getattr(model, "forward_features", None)) or hasattr(model, "get_classifier"):
+            raise
+        return [model.forward_features(inputs)]
+
+
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     """Run a skeleton of the model once on a meta tensor and note what each module was given and gave.
 
@@ -145,8 +183,10 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     events: list[Event] = []
     attentions: list[Attention] = []
     running: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
-    outputs: dict[str, tuple[int | None, ...]] = {}
+    outputs: dict[str, Any] = {}
     calls: Counter[str] = Counter()
+    finished: list[str] = []
+    begun: dict[str, int] = {}
     in_head = False
 
     def note(name: str, side: Literal["input", "output"], call: int, value: Any) -> None:
@@ -160,6 +200,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
 
         def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             note(name, "input", calls[name], args[:1])
+            begun.setdefault(name, len(finished))
             calls[name] += 1
             given = [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             running.append((name, tuple(shape for shape in given if len(shape) == 3)))
@@ -167,8 +208,8 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         def after(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
             note(name, "output", calls[name] - 1, output)
             running.pop()
-            tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            outputs[name] = tuple(leaf.shape[1] if leaf.ndim == 3 else None for leaf in tensors)
+            outputs[name] = shapes_of(output)
+            finished.append(name)
 
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after))
@@ -184,7 +225,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
             inputs = torch.empty(input_shape, dtype=torch.float64, device="meta")
             features = runs.forward_features(inputs) if split else None
             in_head = split
-            output = runs.forward_head(features) if split else runs(inputs)
+            output = runs.forward_head(features) if split else _forward(runs, inputs)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError, AttributeError) as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} could not be traced with an input of shape {input_shape}: {error}. "
@@ -194,4 +235,4 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         for handle in handles:
             handle.remove()
     marked = tuple(replace(e, point=replace(e.point, overwritten=e.tensor._version != e.version)) for e in events)
-    return Trace(skeleton, marked, tuple(attentions), outputs, features, split, inputs, output)
+    return Trace(skeleton, marked, tuple(attentions), outputs, tuple(finished), begun, features, split, inputs, output)
