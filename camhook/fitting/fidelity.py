@@ -1,0 +1,134 @@
+"""How far a probe may be believed: its scores of held-out images beside the truth and beside the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camhook.errors import CamhookError
+from camhook.fitting.rows import Rows
+
+__all__ = ["Confidence", "Fidelity", "measure"]
+
+Confidence = Literal["softmax", "sigmoid", "identity"]
+"""What turns scores to probabilities; "identity" (cut to 0..1) for least squares on labels of 0 and 1."""
+
+_BINS = 15
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Measured on images that were held out; None where there was nothing to compare with.
+
+    Attributes
+    ----------
+    images : int
+        How many were held out, with weight.
+    top1, top5 : float
+        Share of images whose true class is the strongest, among the five strongest (more than five classes). With
+        several labels an image: a true class.
+    agreement : float
+        Share of images whose strongest class is the model's own.
+    r2, r2_per_class : float, tuple of float
+        1 - squared error / squared deviation from the mean, of the logits; NaN for a class whose logit never changes.
+        The overall one sums both over classes first.
+    calibration_error : float
+        The expected calibration error: over 15 bins of confidence, the mean of |accuracy - confidence| weighted by
+        images (Guo et al. 2017, arXiv 1706.04599). Against true classes where all are known, else the model's own.
+    reliability : tuple of (confidence, accuracy, images)
+        Of each bin that is not empty.
+    """
+
+    images: int
+    top1: float | None = None
+    top5: float | None = None
+    agreement: float | None = None
+    r2: float | None = None
+    r2_per_class: tuple[float, ...] = ()
+    calibration_error: float | None = None
+    reliability: tuple[tuple[float, float, int], ...] = ()
+
+
+def measure(scores: Tensor, held_out: Rows, *, logits: bool, confidence: Confidence = "softmax") -> Fidelity:
+    """Compare scores (H, K) with what is known of the images held out.
+
+    Parameters
+    ----------
+    logits : bool
+        Whether the targets are the model's scores, not labels.
+    confidence : str
+        See `Confidence`.
+
+    Raises
+    ------
+    CamhookError
+        There is not one row of scores an image.
+
+    Examples
+    --------
+    >>> from camhook.fitting.statistics import Statistics
+    >>> statistics = Statistics(2, 2, holdout=0.9)
+    >>> statistics.update(range(40), torch.eye(2).repeat(20, 1), torch.tensor([0, 1, 0, 0] * 10))
+    >>> round(measure(statistics.holdout.features, statistics.holdout, logits=False).top1, 2)
+    0.74
+    """
+    if scores.ndim != 2 or len(scores) != len(held_out):
+        raise CamhookError(f"Found scores {tuple(scores.shape)}, expected ({len(held_out)}, K): one row an image.")
+    used = held_out.weights > 0
+    scores, rows = scores.detach().cpu().double()[used], held_out.take(used)
+    if not len(rows):
+        return Fidelity(0)
+    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    own = _one_hot(rows.predictions, scores.shape[1])
+    several = not logits and rows.targets.ndim == 2
+    true = rows.targets > 0 if several else _one_hot(rows.labels, scores.shape[1])
+    truth = own if true is None else true
+    top1, agreement = (None if known is None else _share(known.gather(1, ranked[:, :1])) for known in (true, own))
+    error, bins = (None, ()) if truth is None else _calibration(_probabilities(scores, confidence), truth)
+    overall, per_class = _r2(scores, rows.targets) if logits else (None, ())
+    return Fidelity(
+        images=len(rows),
+        top1=top1,
+        top5=_share(true.gather(1, ranked).any(1)) if true is not None and scores.shape[1] > 5 else None,
+        agreement=agreement,
+        r2=overall,
+        r2_per_class=per_class,
+        calibration_error=error,
+        reliability=bins,
+    )
+
+
+def _one_hot(classes: Tensor, count: int) -> Tensor | None:
+    """Return (H, K) booleans, or None where a class is unknown or not one of these."""
+    known = ((classes >= 0) & (classes < count)).all()
+    return F.one_hot(classes, count).bool() if known else None
+
+
+def _share(hits: Tensor) -> float:
+    return hits.double().mean().item()
+
+
+def _probabilities(scores: Tensor, confidence: Confidence) -> Tensor:
+    if confidence == "softmax":
+        return scores.softmax(1)
+    return scores.sigmoid() if confidence == "sigmoid" else scores.clamp(0, 1)
+
+
+def _calibration(probabilities: Tensor, truth: Tensor) -> tuple[float, tuple[tuple[float, float, int], ...]]:
+    sure, top = probabilities.max(1)
+    right = truth.gather(1, top[:, None])[:, 0].double()
+    number = (sure * _BINS).long().clamp(max=_BINS - 1)
+    bins = [(sure[number == b], right[number == b]) for b in number.unique().tolist()]
+    found = tuple((s.mean().item(), r.mean().item(), len(s)) for s, r in bins)
+    return sum(abs(accuracy - sure) * images for sure, accuracy, images in found) / len(truth), found
+
+
+def _r2(scores: Tensor, targets: Tensor) -> tuple[float | None, tuple[float, ...]]:
+    wrong = (targets - scores).square().sum(0)
+    spread = (targets - targets.mean(0)).square().sum(0)
+    per_class = torch.where(spread > 0, 1 - wrong / spread, torch.nan)
+    return (1 - wrong.sum() / spread.sum()).item() if spread.sum() > 0 else None, tuple(per_class.tolist())

@@ -1,0 +1,161 @@
+"""What came of a fit: how far the probe speaks for the model, from how many images, at what cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image
+
+from camhook.fitting.charts import chart
+from camhook.fitting.fidelity import Fidelity
+from camhook.montage import Panel, montage
+
+__all__ = ["FitReport"]
+
+_LISTED = 5  # skipped files that are printed; `skipped` has them all
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """The outcome of a fit; prints as a table.
+
+    Attributes
+    ----------
+    model, target_layer, pooling, targets, solver : str
+        As in `camhook.fitting.probe.ProbeInfo`.
+    num_classes, num_features : int
+    fidelity : Fidelity
+        On held-out images.
+    penalty, curve
+        What was taken, and (penalty, cross-validated error) of all that were tried.
+    class_counts : tuple of int
+        Images to fit on with each class; empty where there are no labels.
+    fitted : int
+        Images the weights were fitted on; those held out come on top.
+    skipped : tuple of (file, reason)
+    seconds, solve_seconds : float
+        To read and run the images, and to solve.
+    replaced_parameters : int, optional
+        Of the model's own head; the probe has (C + 1) K.
+    class_names : tuple of str
+    """
+
+    model: str
+    target_layer: str
+    pooling: str
+    targets: str
+    solver: str
+    num_classes: int
+    num_features: int
+    fidelity: Fidelity
+    penalty: float
+    fitted: int
+    seconds: float
+    curve: tuple[tuple[float, float], ...] = ()
+    class_counts: tuple[int, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    solve_seconds: float = 0.0
+    replaced_parameters: int | None = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def images_per_second(self) -> float:
+        """Images read and run in a second, held-out and skipped ones too."""
+        images = self.fitted + self.fidelity.images + len(self.skipped)
+        return images / self.seconds if self.seconds > 0 else math.nan
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the probe has."""
+        return self.num_classes * (self.num_features + 1)
+
+    def summary(self) -> dict[str, float | int]:
+        """Return the numbers that go with the probe into its file: those of `fidelity` that were measured."""
+        names = ("images", "top1", "top5", "agreement", "r2", "calibration_error")
+        return {name: value for name in names if (value := getattr(self.fidelity, name)) is not None}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything in types that JSON has; what is not a finite number becomes None."""
+        found = {
+            **asdict(self),
+            "images_per_second": self.images_per_second,
+            "parameters": self.parameters,
+        }
+        return {name: _plain(value) for name, value in found.items()}
+
+    def figure(self) -> Image.Image:
+        """Draw what was measured: the penalty's curve, confidence beside accuracy, R2 of every class."""
+        panels, measured = [], self.fidelity
+        if self.curve:
+            errors = dict(self.curve)
+            best = (self.penalty, errors[self.penalty])
+            picture = chart([self.curve], x_label="penalty", log_x=True, mark=best if self.penalty > 0 else None)
+            panels.append(Panel(picture, "Cross-validated error", (f"least at a penalty of {self.penalty:.3g}",)))
+        if measured.reliability:
+            found = [(confidence, accuracy) for confidence, accuracy, _ in measured.reliability]
+            picture = chart([found, [(0.0, 0.0), (1.0, 1.0)]], x_label="confidence", dots=True)
+            panels.append(
+                Panel(
+                    picture, "Accuracy at a confidence", (f"calibration error {_number(measured.calibration_error)}",)
+                )
+            )
+        if classes := sorted(value for value in measured.r2_per_class if math.isfinite(value)):
+            picture = chart([list(enumerate(classes, 1))], x_label="classes, the worst first")
+            panels.append(Panel(picture, "R2 of a class's logit", (f"overall {_number(measured.r2)}",)))
+        shares = {"top-1": measured.top1, "top-5": measured.top5, "agreement": measured.agreement}
+        told = ", ".join(f"{name} {_number(value)}" for name, value in shares.items() if value is not None)
+        if not panels:
+            blank = Image.new("RGB", (400, 300), "white")
+            panels = [Panel(blank, "Nothing to draw", ("one penalty, and no images held out",))]
+        footer = f"On {measured.images:,} images held out: {told or 'no shares were measured'}."
+        return montage([panels], cell=(300, 400), title=f"Probe on {self.model} at {self.target_layer}", footer=footer)
+
+    def __str__(self) -> str:
+        rows = [(name, text) for name, text in self._rows() if text]
+        width = max(len(name) for name, _ in rows) + 2
+        size = f"{self.num_classes:,} classes, {self.num_features:,} features"
+        head = f"Probe on {self.model} at {self.target_layer}: {size}"
+        return "\n".join([head, *(f"  {name:<{width}}{text}" for name, text in rows)])
+
+    def _rows(self) -> list[tuple[str, str]]:
+        measured, counts = self.fidelity, self.class_counts
+        finite = [(value, c) for c, value in enumerate(measured.r2_per_class) if math.isfinite(value)]
+        worst = f" (worst {min(finite)[0]:.3f}: {self._name(min(finite)[1])})" if finite else ""
+        total = self.fitted + measured.images + len(self.skipped)
+        tried = f" (of {len(self.curve)}, {self.curve[0][0]:.2g} to {self.curve[-1][0]:.2g})" if self.curve else ""
+        replaced = "" if self.replaced_parameters is None else f", in place of {self.replaced_parameters:,}"
+        times = f"{self.seconds:.3g} s, solved in {self.solve_seconds:.3g} s"
+        speed = f"{self.images_per_second:.3g} images/s ({times})"
+        listed = "".join(f"\n    {file}: {reason}" for file, reason in self.skipped[:_LISTED])
+        more = f"\n    and {len(self.skipped) - _LISTED:,} more" if len(self.skipped) > _LISTED else ""
+        return [
+            ("fitted", f"{self.solver} on {self.targets}, pooled by {self.pooling}"),
+            ("held out", f"{measured.images:,} images" if measured.images else "none: nothing was measured"),
+            ("top-1", _number(measured.top1)),
+            ("top-5", _number(measured.top5)),
+            ("agreement", _number(measured.agreement)),
+            ("R2", _number(measured.r2) + worst),
+            ("calibration error", _number(measured.calibration_error)),
+            ("penalty", f"{self.penalty:.3g}{tried}"),
+            ("images", f"{self.fitted:,}" + (f", {min(counts):,} to {max(counts):,} a class" if counts else "")),
+            ("skipped", f"{len(self.skipped):,} of {total:,}{listed}{more}" if self.skipped else ""),
+            ("speed", speed if self.seconds > 0 else ""),
+            ("parameters", f"{self.parameters:,}{replaced}"),
+        ]
+
+    def _name(self, index: int) -> str:
+        return self.class_names[index] if self.class_names else f"class {index}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
