@@ -16,14 +16,22 @@ _MOST_PREFIX_TOKENS = 16
 def token_layouts(model: nn.Module, shape: tuple[int, ...]) -> Iterator[Layout]:
     """Yield the layouts that features of that shape may have, most likely first."""
     if len(shape) == 4:
-        yield Layout("NCHW")
-        yield Layout("NHWC")
+        orders = Layout("NCHW"), Layout("NHWC")
+        yield from orders[::-1] if _is_channels_last(model, shape) else orders
     if len(shape) == 3:
         declared = getattr(model, "num_prefix_tokens", None)
         patch_size = _patch_size(model)
         most = 2 if patch_size is None else _MOST_PREFIX_TOKENS
         for num_prefix_tokens in range(most + 1) if declared is None else (declared,):
             yield Layout("NLC", num_prefix_tokens, patch_size)
+
+
+def _is_channels_last(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Read the order of axes off the model: what it says of it, or the number of features that it says it has."""
+    declared = getattr(model, "output_fmt", None)
+    if declared is not None:
+        return bool(getattr(declared, "value", declared) == "NHWC")
+    return shape[1] != getattr(model, "num_features", None) == shape[3]
 
 
 def _patch_size(model: nn.Module) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,8 @@ class Attentions(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.einsum:
+            func, args = _as_product(func, args)
         if func is F.scaled_dot_product_attention:
             read = _sdpa(self._next(), *args, **kwargs)
             given = self._meet(read)
@@ -104,6 +107,19 @@ class Attentions(TorchFunctionMode):
         given = self._meet(Read(index, weights.shape[-2], values, lambda rows: weights[..., :rows, :]))
         result: Tensor = func(weights, values) if given is None else given
         return result
+
+
+def _as_product(func: Any, args: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    """Write an `einsum` that is a plain product of stacked matrices as one (CvT reads its values that way)."""
+    equation, *operands = args
+    operands = operands[0] if len(operands) == 1 and not isinstance(operands[0], Tensor) else operands
+    terms = re.split(",|->", equation.replace(" ", "")) if isinstance(equation, str) else []
+    if len(operands) == 2 and len(terms) == 3 and "." not in equation:
+        first, second, result = terms
+        outer, i, j, d = first[:-2], first[-2:-1], first[-1:], second[-1:]
+        if len(set(first + d)) == len(first) + 1 and second == outer + j + d and result == outer + i + d:
+            return torch.matmul, operands
+    return func, args
 
 
 def _sdpa(

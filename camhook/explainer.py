@@ -15,29 +15,29 @@ from camhook.accounting import Accounting
 from camhook.adapters.base import Adapter
 from camhook.capture import Capture, Pass, watching
 from camhook.description import Description
-from camhook.errors import CamhookError, CompletenessError, ImageError, TargetError, UnsupportedModelError
+from camhook.dissection import dissected
+from camhook.errors import CamhookError, UnsupportedModelError
+from camhook.explaining import Accounted, check_method
+from camhook.fitting.probe import Probe
 from camhook.hooks import evaluating
-from camhook.images import Geometry, ImageBatch, Preprocessing, Source
-from camhook.inputs import check_tensor, in_chans_of, original, own_config, resolve_input_size, selector, size_of
-from camhook.maps import completeness_error, contrasted, rivals, tolerance
-from camhook.montage import Term, anatomy
-from camhook.observing import observing
-from camhook.plan import Plan, make_plan, model_name
+from camhook.images import Geometry, ImageBatch, Source, TensorPhotos
+from camhook.inputs import size_of
+from camhook.observing import Observation, observing
+from camhook.plan import Plan, model_name
+from camhook.probing import check_probe, probe_names
 from camhook.results import CAMResult
-from camhook.skeletons import Twin
-from camhook.sources import MeanSource
 from camhook.tails import Output
-from camhook.targets import ClassNames, resolve_targets
+from camhook.targets import ClassNames
+from camhook.wrapped import WrappedModel
 
 __all__ = ["CAM", "Description", "wrap"]
-
-METHODS = ("auto", "cam")
 
 
 def wrap(
     model: nn.Module,
     *,
     method: str = "auto",
+    probe: Probe | str | os.PathLike[str] | None = None,
     adapter: Adapter | None = None,
     target_layer: str | None = None,
     class_names: Sequence[str] | Mapping[int, str] | None = None,
@@ -55,7 +55,10 @@ def wrap(
     model
         Any timm classifier whose head pools spatial features, or another module alike.
     method
-        ``"cam"``: the model's own head; ``"auto"`` the same where it has one.
+        ``"cam"``: the model's own head; ``"probe"``: a probe on its features; ``"auto"``: the head, unless there is
+        none or the probe was fitted on labels.
+    probe
+        A probe, or the file of one, as `CAM.fit` gives it.
     adapter, target_layer
         How features become positions, and the module that gives them, where camhook should not find out by itself.
     class_names
@@ -82,42 +85,22 @@ def wrap(
     >>> result.maps.shape, bool(result.exact)
     (torch.Size([1, 1, 5, 5]), True)
     """
-    _check_method(method)
-    cam = CAM(model, adapter, target_layer, class_names, data_config, input_size, output, strict)
+    check_method(method)
+    cam = CAM(model, adapter, target_layer, class_names, data_config, input_size, output)
+    cam.strict, cam._method = strict, method
     if cam._input_size is not None:
         cam._plan_for(cam._input_size)
+    if probe is not None:
+        cam.probe = probe if isinstance(probe, Probe) else Probe.load(probe)
     return cam
 
 
-class CAM:
+class CAM(WrappedModel):
     """A wrapped model; made by `wrap`. Calling it explains pictures."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        adapter: Adapter | None,
-        target_layer: str | None,
-        class_names: Sequence[str] | Mapping[int, str] | None,
-        data_config: Mapping[str, Any] | None,
-        input_size: tuple[int, int] | None,
-        output: Output | str | int | None,
-        strict: bool,
-    ) -> None:
-        self.model, self._found_in = original(model)
-        model = self.model
-        self.strict = strict
-        self.class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
-        self._adapter, self._target_layer = adapter, target_layer
-        self._output = selector(output)
-        config = dict(data_config) if data_config is not None else own_config(model)
-        self._input_size = resolve_input_size(model, config if data_config else None, input_size, config)
-        self._in_chans = in_chans_of(model, self._input_size)
-        self._preprocessing: Preprocessing | None = None
-        if config is not None and self._input_size is not None:
-            config["input_size"] = (self._in_chans, *self._input_size)
-            self._preprocessing = Preprocessing(config, self._in_chans)
-        self._twin = Twin(model)
-        self._plans: dict[tuple[int, int], Plan] = {}
+    strict = False
+    _method = "auto"
+    _probe: Probe | None = None
 
     @torch.inference_mode(False)
     def __call__(
@@ -127,7 +110,7 @@ class CAM:
         *,
         topk: int | None = None,
         contrast: str | Sequence[int | str] | None = None,
-        method: str = "auto",
+        method: str | None = None,
     ) -> CAMResult:
         """Explain pictures in one forward pass, which runs in eval mode and leaves everything as it was.
 
@@ -144,17 +127,16 @@ class CAM:
             Explain why this class and not those: subtract the mean over these classes, or over the ``"rivals"``, the
             ten others with the highest scores.
         method
-            ``"auto"`` or ``"cam"``.
+            ``"auto"``, ``"cam"`` or ``"probe"``, as in `wrap`; default what was said there.
 
         Raises
         ------
         ImageError, TargetError, HookError, CompletenessError
             Each says what was found, what was expected and what to do.
         """
-        _check_method(method)
         tensor, batch = self._inputs(images)
-        with self._accounted(tensor) as (plan, logits, account):
-            return self._result(plan, logits, account, tensor, batch, target, topk, contrast)
+        with self._accounted(tensor, method or self._method) as accounted:
+            return self._result(accounted, tensor, batch, target, topk, contrast)
 
     @contextmanager
     def capture(self) -> Iterator[Capture]:
@@ -203,63 +185,30 @@ class CAM:
     @torch.inference_mode(False)
     def _finish(self, plan: Plan, passed: Pass, target: Any, topk: int | None, contrast: Any) -> CAMResult:
         """Explain a forward pass that the caller ran."""
-        tensor = passed.inputs
         logits = self._logits(passed.output).detach()
-        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
-            account = passed.observation.account(plan, self._twin.module(), tensor, self._logits)
-            return self._result(plan, logits, account, tensor, None, target, topk, contrast)
+        with torch.no_grad(), torch.autocast(passed.inputs.device.type, enabled=False):
+            accounted = self._account(plan, passed.observation, passed.inputs, logits)
+            return self._result(accounted, passed.inputs, None, target, topk, contrast)
 
     def _result(
         self,
-        plan: Plan,
-        logits: Tensor,
-        account: Accounting,
+        accounted: Accounted,
         tensor: Tensor,
         batch: ImageBatch | None,
         target: Any,
         topk: int | None,
-        contrast: str | Sequence[int | str] | None,
+        contrast: Any,
     ) -> CAMResult:
-        targets = resolve_targets(target, topk, logits, self.class_names)
-        wide = logits.to(account.logits.dtype)
-
-        def explained(classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return account.maps(classes), account.offset(classes), wide.gather(1, classes)
-
-        maps, offset, scores = explained(targets)
-        if contrast is not None:
-            others = self._others(contrast, wide, targets)
-            against = [x.reshape(*others.shape, *x.shape[2:]) for x in explained(others.flatten(1))]
-            maps, offset, scores = map(contrasted, (maps, offset, scores), against)
         photos: Sequence[Image.Image] | None = batch.photos if batch else None
         if batch is None and self._preprocessing is not None:
-            photos = _Later(self._preprocessing, tensor)
-        result = CAMResult(
-            maps=maps,
-            offset=offset,
-            target=targets,
-            logits=wide,
-            scores=scores,
-            completeness_error=completeness_error(maps, offset, scores),
-            tolerance=tolerance(wide, logits.dtype, account.dtype)[:, None],
-            method="cam",
-            head=str(plan.head),
-            target_layer=plan.target_layer,
+            photos = TensorPhotos(self._preprocessing, tensor)
+        return CAMResult(
+            **accounted.answer(target, topk, contrast, strict=self.strict),
             model_name=model_name(self.model),
             names=tuple(batch.names if batch else [f"image{i}" for i in range(len(tensor))]),
-            class_names=self.class_names,
             geometries=tuple(batch.geometries if batch else [Geometry.identity(size_of(tensor))] * len(tensor)),
             photos=photos,
-            contrast="" if contrast is None else " against rivals" if contrast == "rivals" else " against others",
         )
-        if self.strict and not bool(result.exact.all()):
-            raise CompletenessError(
-                f"A map misses the model's own score by {float(result.completeness_error.max()):.3g} logits, where "
-                f"{float(result.tolerance.min()):.3g} was allowed. Was the head changed after wrapping, or does the "
-                "model's forward do more than its head? Wrap it again; without strict=True the map is returned with "
-                "exact=False."
-            )
-        return result
 
     def describe(self) -> Description:
         """Say where and how this model's map is read.
@@ -290,131 +239,73 @@ class CAM:
         PIL.Image.Image
             photo = channel + ... + the other channels + offset = map, in logits.
         """
-        result = self(photo, target)
-        if len(result) != 1:
-            raise ImageError(f"anatomy draws one image; {len(result)} were given.")
-        with self._accounted(self._inputs(photo)[0]) as (_, _, account):
-            (source,) = account.sources if len(account.sources) == 1 else (None,)
-            if not isinstance(source, MeanSource):
-                raise UnsupportedModelError(
-                    f"anatomy draws feature maps pooled by their mean; {result.head} reads them otherwise."
-                )
-            weights = account.slopes(result.target)[0][0, 0]
-            parts = weights[:, None, None] * source.positions[0]
-        count = parts.shape[0]
-        if not 1 <= channels <= count:
-            raise CamhookError(f"channels={channels}: from 1 to {count}, the number of feature maps, was expected.")
-        adds = parts.mean((1, 2))
-        best = adds.topk(channels).indices
-        rest = parts.sum(0) - parts[best].sum(0)
-        shown: list[tuple[str, float | None, Tensor]]
-        shown = [(f"channel {c}", float(weights[c]), parts[c]) for c in best.tolist()]
-        shown += [(f"the other {count - channels} channels", None, rest)] if count > channels else []
-        geometry = result.geometries[0]
+        tensor, batch = self._inputs(photo)
+        with self._accounted(tensor, self._method) as accounted:
+            result = self._result(accounted, tensor, batch, target, None, None)
+            return dissected(result, accounted.account, channels=channels)
 
-        def term(label: str, weight: float | None, values: Tensor, score: float) -> Term:
-            return Term(label, weight, geometry.to_photo(values).float().cpu().numpy(), score)
+    @property
+    def probe(self) -> Probe | None:
+        """The probe on the model's frozen features, if there is one.
 
-        return anatomy(
-            result.photo(),
-            [term(label, weight, values, float(values.mean())) for label, weight, values in shown],
-            term(result.label(), None, result.maps[0, 0], float(result.scores[0, 0])),
-            offset=float(result.offset[0, 0]),
-            title=f"{result.label()}: {model_name(self.model)}'s score, taken apart",
+        Setting one raises `ProbeMismatchError` if it was fitted on another model, layer, layout or width.
+        """
+        return self._probe
+
+    @probe.setter
+    def probe(self, probe: Probe | None) -> None:
+        if probe is not None:
+            check_probe(probe, self.model, self.encoder)
+        self._probe = probe
+
+    @property
+    def class_names(self) -> ClassNames:
+        """The names of the classes that are explained by default: the probe's, if it was fitted on labels."""
+        plan = next(iter(self._plans.values()), None)
+        return (
+            probe_names(self._probe, self._class_names) if self._uses_probe(plan, self._method) else self._class_names
         )
 
+    def _uses_probe(self, plan: Plan | None, method: str) -> bool:
+        check_method(method)
+        if method == "probe" and self._probe is None:
+            raise CamhookError("There is no probe: fit one, cam.fit(data), or pass probe= to wrap.")
+        if method != "auto" or self._probe is None:
+            return method == "probe"
+        return self._probe.info.targets != "logits" or (plan is not None and plan.head is None)
+
     @contextmanager
-    def _accounted(self, tensor: Tensor) -> Iterator[tuple[Plan, Tensor, Accounting]]:
-        """Run the model once, in eval mode, and within the block account for its logits."""
+    def _accounted(self, tensor: Tensor, method: str) -> Iterator[Accounted]:
+        """Run the model once, in eval mode, and within the block account for its logits, or for a probe's."""
         plan = self._plan_for(size_of(tensor))
-        self._check_head(plan)
         with torch.no_grad():
+            if self._uses_probe(plan, method):
+                with torch.autocast(tensor.device.type, enabled=False):
+                    yield self._account_for_probe(tensor)
+                return
+            self._check_head(plan)
             with evaluating(self.model), observing(self.model, plan) as observation:
                 logits = self._logits(self.model(tensor)).detach()
             with torch.autocast(tensor.device.type, enabled=False):
-                yield plan, logits, observation.account(plan, self._twin.module(), tensor, self._logits)
+                yield self._account(plan, observation, tensor, logits)
+
+    def _account_for_probe(self, tensor: Tensor) -> Accounted:
+        probe = self._probe
+        assert probe is not None
+        source, _ = self.pooled(tensor, probe.info.pooling)
+        account = Accounting(probe.scores, [source], widens=True, dtype=source.positions.dtype)
+        names, head = probe_names(probe, self._class_names), f"{probe.info.pooling}/linear"
+        return Accounted(probe.scores(source.full), account, names, "probe", head, str(self.encoder.point))
+
+    def _account(self, plan: Plan, observation: Observation, tensor: Tensor, logits: Tensor) -> Accounted:
+        account = observation.account(plan, self._twin.module(), tensor, self._logits)
+        return Accounted(logits, account, self._class_names, "model", str(plan.head), plan.target_layer)
 
     def _check_head(self, plan: Plan) -> None:
         if plan.head is None:
             raise UnsupportedModelError(
                 f"{model_name(self.model)} has no head (num_classes=0, an Identity in the classifier's place, or an "
-                "encoder), so there is no class score to explain. Its maps need a probe, a linear classifier on its "
-                "frozen features; or give it a classifier (model.reset_classifier(...) and trained weights)."
+                "encoder), so there is no class score to explain. Its maps need a probe: fit one on labelled images, "
+                "cam.fit(data, targets='labels'), or pass probe= to wrap; or give the model a classifier "
+                "(model.reset_classifier(...) and trained weights)."
             )
-
-    def _known_size(self) -> tuple[int, int]:
-        if self._input_size is None:
-            raise CamhookError("The input size is not known yet. Pass input_size=(H, W) to wrap, or explain an image.")
-        return self._input_size
-
-    @torch.inference_mode(False)
-    def _plan_for(self, size: tuple[int, int]) -> Plan:
-        """Return the plan for inputs of that size: any plan will do, but class tokens count their patches."""
-        if size not in self._plans:
-            known = next(iter(self._plans.values()), None)
-            self._plans[size] = (
-                known
-                if known and known.tokens is None
-                else make_plan(
-                    self.model,
-                    (2, self._in_chans, *size),
-                    adapter=self._adapter,
-                    target_layer=self._target_layer,
-                    output=self._output,
-                )
-            )
-        return self._plans[size]
-
-    def _logits(self, returned: Any) -> Tensor:
-        logits = self._output(returned)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise UnsupportedModelError(
-                f"The model returned {found} where logits (B, K) were expected. Pass output= to wrap: an index, a key, "
-                "an attribute name or a function that picks them."
-            )
-        return logits
-
-    def _inputs(self, images: Any) -> tuple[Tensor, ImageBatch | None]:
-        reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
-        if isinstance(images, Tensor):
-            images = images.detach()
-            check_tensor(images, self._in_chans, reference)
-            return images, None
-        if self._preprocessing is None:
-            raise ImageError(
-                "How to preprocess photos is not known for this model. Pass data_config= (and input_size=) to wrap, as "
-                "timm.data.resolve_model_data_config gives it, or pass a preprocessed (B, C, H, W) tensor."
-            )
-        single = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Sequence)
-        batch = self._preprocessing([images] if single else list(images))
-        return batch.tensor.to(device=reference.device, dtype=reference.dtype), batch
-
-    def _others(self, contrast: str | Sequence[int | str], logits: Tensor, targets: Tensor) -> Tensor:
-        if logits.shape[1] < 2:
-            raise TargetError("contrast= needs a model of at least two classes.")
-        if isinstance(contrast, str) and contrast == "rivals":
-            return rivals(logits, targets)
-        listed = [contrast] if isinstance(contrast, str | int) else list(contrast)
-        others = resolve_targets([listed] * len(logits), None, logits, self.class_names)
-        return others[:, None].expand(-1, targets.shape[1], -1)
-
-
-class _Later(Sequence[Image.Image]):
-    """Pictures of a preprocessed tensor, made when they are first drawn on."""
-
-    def __init__(self, preprocessing: Preprocessing, tensor: Tensor) -> None:
-        self._preprocessing, self._tensor = preprocessing, tensor
-
-    def __len__(self) -> int:
-        return len(self._tensor)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return _Later(self._preprocessing, self._tensor[index])
-        return self._preprocessing.photos_of(self._tensor[index][None])[0]
-
-
-def _check_method(method: str) -> None:
-    if method not in METHODS:
-        raise CamhookError(f"method={method!r}: one of {', '.join(METHODS)} was expected.")

@@ -234,11 +234,12 @@ def _secant(act: Callable[[Tensor], Tensor], rest: Tensor, full: Tensor) -> Tens
     wide = torch.float32 if rest.device.type == "mps" else torch.float64
     start, end = rest.to(wide), full.to(wide)
     step = end - start
-    near = step.abs() < 1e-5
+    rise, size = act(end) - act(start), act(end).abs() + act(start).abs()
+    near = (step.abs() < 1e-5) & (rise.abs() <= 1e-8 * size)  # too little to be told from rounding
     with torch.enable_grad():
         middle = (start + step / 2).requires_grad_()
         (slope,) = torch.autograd.grad(act(middle).sum(), middle)
-    return torch.where(near, slope, (act(end) - act(start)) / torch.where(near, 1, step)).to(rest.dtype)
+    return torch.where(near, slope, rise / torch.where(near, 1, step)).to(rest.dtype)
 
 
 def _take_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from camhook.adapters.base import Layout
+from camhook.errors import UnsupportedModelError
 from camhook.frozen import FrozenTail
 from camhook.sources import FeatureSource
 
@@ -42,6 +43,8 @@ class Head:
         The tail takes more vectors than there are images; not so where something else of the image meets them.
     error
         The largest relative deviation in the checks that this rests on.
+    reads_prefix
+        Prefix tokens move the logits too, beside the mean.
     """
 
     pooling: str
@@ -49,6 +52,7 @@ class Head:
     collapses: bool
     widens: bool
     error: float
+    reads_prefix: bool = False
 
     def __str__(self) -> str:
         return f"{self.pooling}/{self.tail}"
@@ -118,6 +122,7 @@ def classify(
         if logits.is_meta:  # nothing real came through to the end
             return Refusal("the logits do not come from it")
         moved = run(layout.join(other, prefix))
+        _refuse_probabilities(logits)
         spread = float((logits - moved).abs().max())
         noise = _SAME * float(logits.abs().max())
         if prefix is not None:
@@ -148,7 +153,7 @@ def classify(
     tail, tail_error = _tail_kind(run_mean, frozen, ([means[0]], logits), ([means[1]], moved), spread)
     widened = means[0].repeat_interleave(3, 0)
     widens = _gives(lambda: frozen(widened, straight=True, repeats=3), logits.repeat_interleave(3, 0), spread)
-    return Head("mean", tail, collapses, widens, max(error, tail_error))
+    return Head("mean", tail, collapses, widens, max(error, tail_error), reads_prefix)
 
 
 def classify_general(
@@ -166,6 +171,8 @@ def classify_general(
     logits = frozen.logits
     if logits.is_meta or logits.ndim != 2:
         return Refusal("the logits do not come from it")
+    if not float((logits - frozen.offset).abs().max()) > _SAME * float(logits.abs().max()):
+        return Refusal("all that it gives is held still (it makes attention weights)", True)
     with torch.no_grad():
         moved = run(*features[1])
         spread = float((logits - moved).abs().max())
@@ -185,6 +192,20 @@ def classify_general(
     except (RuntimeError, ValueError, AssertionError):
         widens = False
     return Head(pooling, tail, False, widens, max(error, tail_error))
+
+
+def _refuse_probabilities(logits: Tensor) -> None:
+    steps = {
+        "softmax": bool((logits >= 0).all() & ((logits.sum(1) - 1).abs() < _SAME).all()),
+        "log-softmax": bool((logits.logsumexp(1).abs() < _SAME).all()),
+    }
+    if logits.shape[1] > 1 and any(steps.values()):
+        step = next(step for step, found in steps.items() if found)
+        raise UnsupportedModelError(
+            f"The model ends in a {step}, so it gives (log-)probabilities where logits were expected. Wrap it without "
+            "that step: model[:-1], or torch.nn.Identity() in the step's place. Or, if it returns logits too, pass "
+            "output= to wrap."
+        )
 
 
 def _averaged(source: FeatureSource) -> Tensor:

@@ -278,3 +278,18 @@ def _guarded(what: str, path: str | None = None, *, advice: str = _DAMAGED) -> I
         elif isinstance(error, UnidentifiedImageError):
             advice = "it is not an image in a format that Pillow knows; convert it to PNG or JPEG"
         raise ImageError(f"{what} cannot be used: {advice}. ({type(error).__name__}: {error})") from error
+
+
+class TensorPhotos(Sequence[Image.Image]):
+    """Pictures of a preprocessed tensor, made when they are first drawn on."""
+
+    def __init__(self, preprocessing: Preprocessing, tensor: Tensor) -> None:
+        self._preprocessing, self._tensor = preprocessing, tensor
+
+    def __len__(self) -> int:
+        return len(self._tensor)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return TensorPhotos(self._preprocessing, self._tensor[index])
+        return self._preprocessing.photos_of(self._tensor[index][None])[0]

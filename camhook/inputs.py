@@ -14,6 +14,7 @@ from camhook.tracing import trace
 
 __all__ = [
     "check_tensor",
+    "described",
     "in_chans_of",
     "original",
     "own_config",
@@ -68,18 +69,51 @@ def check_tensor(images: Tensor, in_chans: int, reference: Tensor) -> None:
 
 
 def selector(output: Output | str | int | None) -> Output:
-    """Return the function that picks the logits; by itself, it takes the ``logits`` of an output that has such."""
-    if output is None:
-        return _logits
-    if isinstance(output, int):
-        return lambda returned: returned[output]
-    if isinstance(output, str):
-        return lambda returned: returned[output] if isinstance(returned, Mapping) else getattr(returned, output)
-    return output
+    """Return the function that picks the logits; by itself, it takes the ``logits`` of an output that has such.
+
+    One score an image, (B,), counts as one class.
+
+    Raises
+    ------
+    UnsupportedModelError
+        By the function, if there is nothing of the kind in what the model returned.
+    """
+
+    def select(returned: Any) -> Any:
+        try:
+            found = pick(returned)
+        except (LookupError, AttributeError, TypeError) as error:
+            raise UnsupportedModelError(
+                f"output={output!r} is not in what the model returned: {described(returned)}. Pass an index, a key, an "
+                "attribute name or a function that picks the logits (B, K)."
+            ) from error
+        return found[:, None] if isinstance(found, Tensor) and found.ndim == 1 else found
+
+    def pick(returned: Any) -> Any:
+        if callable(output):
+            return output(returned)
+        if output is None:
+            if isinstance(returned, Mapping):
+                return returned.get("logits", returned)
+            return returned if isinstance(returned, Tensor) else getattr(returned, "logits", returned)
+        if isinstance(output, int) or isinstance(returned, Mapping):
+            return returned[output]
+        return getattr(returned, output)
+
+    return select
 
 
-def _logits(returned: Any) -> Any:
-    return returned if isinstance(returned, Tensor) else getattr(returned, "logits", returned)
+def described(returned: Any) -> str:
+    """Say in words what a model returned."""
+    if isinstance(returned, Tensor):
+        return f"a tensor of shape {tuple(returned.shape)}"
+    if isinstance(returned, Mapping):
+        items = [f"{key!r}: {described(value)}" for key, value in returned.items()]
+    elif isinstance(returned, tuple | list):
+        items = [f"{index}: {described(value)}" for index, value in enumerate(returned)]
+    else:
+        return type(returned).__name__
+    return f"{type(returned).__name__} of {', '.join(items)}"
 
 
 def size_of(tensor: Tensor) -> tuple[int, int]:

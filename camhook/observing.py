@@ -15,7 +15,7 @@ from camhook.heads import Embedding
 from camhook.hooks import capturing, hooked
 from camhook.maps import RELATIVE_TOLERANCE
 from camhook.plan import Plan
-from camhook.sources import FeatureSource, MeanSource, ReadSource, Source
+from camhook.sources import FeatureSource, MeanSource, ReadSource, Source, WeightedSource
 from camhook.tails import Output
 from camhook.tokens import Recording, recording
 from camhook.tracing import FeaturePoint, shapes_of
@@ -55,6 +55,19 @@ class Observation:
             FeatureSource(f, each.layout, grid) for each, f, grid in zip(plan.features, captured, grids, strict=True)
         ]
         return Accounting(run, sources, widens=plan.head.widens, dtype=dtype)
+
+    def pooled(self, plan: Plan, module: nn.Module, inputs: Tensor) -> MeanSource | WeightedSource:
+        """Return what a probe pools: by the mean or, if the plan follows class tokens, by their last attention."""
+        (place,) = plan.features
+        features = _widened(self.features[place.point])
+        grid = place.layout.grid_size(tuple(features.shape), (inputs.shape[2], inputs.shape[3]))
+        positions = place.layout.split(features, grid)[0]
+        if self.recorded is None or plan.tokens is None:
+            return MeanSource(positions)
+        self.recorded.complete(module, plan.tokens)
+        last = max(i for i, read in enumerate(plan.tokens.reads) if read.grid_size == grid)
+        weights = _widened(self.recorded.weights[last])[..., 0, plan.tokens.prefix :].mean(1)  # the class token's own
+        return WeightedSource(positions, weights / weights.sum(1, keepdim=True))
 
     def _reads(self, plan: Plan) -> list[Source]:
         if plan.tokens is None or self.recorded is None:

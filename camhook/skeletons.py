@@ -114,7 +114,19 @@ class StandIn(TorchFunctionMode):
         self._values: dict[int, Tensor] = {}
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
         self._of_inputs = WeakIdKeyDictionary()
+        self._of_features = WeakIdKeyDictionary()
         self.came_round = False
+
+    def given(self, *features: Tensor) -> StandIn:
+        """Take these as the features from which on numbers are real, in the next run."""
+        self._of_features = WeakIdKeyDictionary()
+        self._mark(features)
+        return self
+
+    def _mark(self, values: Any) -> None:
+        for leaf in tree_leaves(values):
+            if isinstance(leaf, Tensor):
+                self._of_features[leaf] = None
 
     def __enter__(self) -> StandIn:
         self._made = {}
@@ -126,9 +138,15 @@ class StandIn(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(not t.is_meta for t in tensors) and any(t.is_meta or _is_narrow(t) for t in tensors):
+        is_tail = any(t in self._of_features for t in tensors)
+        if is_tail and any(t.is_meta or _is_narrow(t) for t in tensors):
             args, kwargs = tree_map(self._real, (args, kwargs))
+        elif not is_tail and any(t.is_meta for t in tensors):
+            # What a forward pass makes of constants before the features (indices of position biases) stays a shape.
+            args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
         result = func(*args, **kwargs)
+        if is_tail:
+            self._mark(result)
         if any(t in self._of_inputs for t in tensors):
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor) and leaf.is_meta:

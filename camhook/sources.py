@@ -11,7 +11,7 @@ from torch import Tensor
 from camhook.adapters.base import Layout
 from camhook.maps import class_maps
 
-__all__ = ["FeatureSource", "MeanSource", "ReadSource", "Source"]
+__all__ = ["FeatureSource", "MeanSource", "ReadSource", "Source", "WeightedSource"]
 
 
 class Source(Protocol):
@@ -56,6 +56,29 @@ class MeanSource:
     def alone(self, start: int, stop: int) -> Tensor:
         """Return each position's own vector."""
         return self.positions.flatten(2)[..., start:stop].mT.flatten(0, 1)
+
+
+@dataclass
+class WeightedSource:
+    """The mean vector of positions (B, C, h, w) weighted by (B, N), which add up to 1: attention as pooling weights."""
+
+    positions: Tensor
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        self.full = torch.einsum("bcn,bn->bc", self.positions.flatten(2), self.weights)
+        self.rest = torch.zeros_like(self.full)
+        self.grid_size = (self.positions.shape[2], self.positions.shape[3])
+
+    def maps(self, slopes: Tensor) -> Tensor:
+        """Return class activation maps times the weights, times the number of positions."""
+        weights = self.weights.view(-1, 1, *self.grid_size) * self.weights.shape[1]
+        return class_maps(slopes, self.positions) * weights
+
+    def alone(self, start: int, stop: int) -> Tensor:
+        """Return each position's own weighted vector."""
+        weights = self.weights[:, None, start:stop] * self.weights.shape[1]
+        return (self.positions.flatten(2)[..., start:stop] * weights).mT.flatten(0, 1)
 
 
 @dataclass

@@ -94,12 +94,12 @@ def _groups(x: Tensor, num_groups: int) -> Tensor:
     return x.reshape(len(x), num_groups, -1, *x.shape[2:]).flatten(2)
 
 
-def _normalize_scale(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+def _normalize_scale(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(x, p, dim, keepdim=True)
     return length.clamp_min(eps).reciprocal()
 
 
-def _normalize(x: Tensor, scale: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+def _normalize(x: Tensor, scale: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
     return x * scale
 
 

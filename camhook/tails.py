@@ -128,7 +128,11 @@ class _Shapes(TorchFunctionMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         alive = next((t for t in tensors if t in self._live), None)
         if any(t.is_meta for t in tensors):
-            if alive is None:
+            if alive is None and func in _MOVES:  # x.to(self.device): a shape stays one
+                if func is not Tensor.to:
+                    return args[0]
+                args, kwargs = tree_map(_nowhere, (args, kwargs))
+            elif alive is None:
                 args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
             elif not self._fills and any(t.is_meta and t.numel() for t in tensors):
                 raise HookError(
@@ -146,6 +150,15 @@ class _Shapes(TorchFunctionMode):
             if isinstance(leaf, Tensor):
                 self._live[leaf] = None
         return result
+
+
+_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
+
+
+def _nowhere(value: Any) -> Any:
+    return (
+        torch.device("meta") if isinstance(value, torch.device | str | int) and not isinstance(value, bool) else value
+    )
 
 
 def _zeros(meta: Tensor, device: torch.device) -> Tensor:

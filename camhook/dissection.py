@@ -1,0 +1,58 @@
+"""CAM's own equation, drawn for one image: feature maps times weights, and the rest, make the score."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from camhook.accounting import Accounting
+from camhook.errors import CamhookError, ImageError, UnsupportedModelError
+from camhook.montage import Term, anatomy
+from camhook.results import CAMResult
+from camhook.sources import MeanSource
+
+__all__ = ["dissected"]
+
+
+def dissected(result: CAMResult, account: Accounting, *, channels: int) -> Image.Image:
+    """Draw the feature maps that add most to a result's one map, each with its weight, and the rest.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the head does not pool feature maps by their mean.
+    ImageError, CamhookError
+        If there is more than one image, or not that many channels.
+    """
+    if len(result) != 1:
+        raise ImageError(f"anatomy draws one image; {len(result)} were given.")
+    source = account.sources[0]
+    if len(account.sources) > 1 or not isinstance(source, MeanSource):
+        raise UnsupportedModelError(
+            f"anatomy draws feature maps pooled by their mean; {result.head} reads them otherwise."
+        )
+    with torch.no_grad():
+        weights = account.slopes(result.target)[0][0, 0]
+        parts = weights[:, None, None] * source.positions[0]
+    count = parts.shape[0]
+    if not 1 <= channels <= count:
+        raise CamhookError(f"channels={channels}: from 1 to {count}, the number of feature maps, was expected.")
+    adds = parts.mean((1, 2))
+    best = adds.topk(channels).indices
+    rest = parts.sum(0) - parts[best].sum(0)
+    shown: list[tuple[str, float | None, Tensor]]
+    shown = [(f"channel {c}", float(weights[c]), parts[c]) for c in best.tolist()]
+    shown += [(f"the other {count - channels} channels", None, rest)] if count > channels else []
+    geometry = result.geometries[0]
+
+    def term(label: str, weight: float | None, values: Tensor, score: float) -> Term:
+        return Term(label, weight, geometry.to_photo(values).float().cpu().numpy(), score)
+
+    return anatomy(
+        result.photo(),
+        [term(label, weight, values, float(values.mean())) for label, weight, values in shown],
+        term(result.label(), None, result.maps[0, 0], float(result.scores[0, 0])),
+        offset=float(result.offset[0, 0]),
+        title=f"{result.label()}: {result.model_name}'s score, taken apart",
+    )

@@ -1,0 +1,150 @@
+"""A model with what is known of how to run it and where to read it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from camhook.adapters.base import Adapter
+from camhook.errors import CamhookError, ImageError, UnsupportedModelError
+from camhook.hooks import evaluating
+from camhook.images import ImageBatch, Preprocessing
+from camhook.inputs import check_tensor, in_chans_of, original, own_config, resolve_input_size, selector, size_of
+from camhook.observing import observing
+from camhook.plan import Features, Plan, model_name
+from camhook.probing import run_encoder
+from camhook.search import make_plan
+from camhook.skeletons import Twin
+from camhook.sources import MeanSource, WeightedSource
+from camhook.tails import Output
+from camhook.targets import ClassNames
+
+__all__ = ["WrappedModel"]
+
+
+class WrappedModel:
+    """A live model, a twin of it, its preprocessing, and its plans by input size."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter | None,
+        target_layer: str | None,
+        class_names: Sequence[str] | Mapping[int, str] | None,
+        data_config: Mapping[str, Any] | None,
+        input_size: tuple[int, int] | None,
+        output: Output | str | int | None,
+    ) -> None:
+        self.model, self._found_in = original(model)
+        model = self.model
+        self._class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
+        self._adapter, self._target_layer = adapter, target_layer
+        self._output = selector(output)
+        config = dict(data_config) if data_config is not None else own_config(model)
+        self._input_size = resolve_input_size(model, config if data_config else None, input_size, config)
+        self._in_chans = in_chans_of(model, self._input_size)
+        self._preprocessing: Preprocessing | None = None
+        if config is not None and self._input_size is not None:
+            config["input_size"] = (self._in_chans, *self._input_size)
+            self._preprocessing = Preprocessing(config, self._in_chans)
+        self._twin = Twin(model)
+        self._plans: dict[tuple[int, int], Plan] = {}
+
+    @property
+    def encoder(self) -> Features:
+        """The model's last features with positions, which a probe reads.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If none were found.
+        """
+        features = self._plan_for(next(iter(self._plans), None) or self._known_size()).encoder
+        if features is None:
+            raise UnsupportedModelError(
+                f"{model_name(self.model)}: no last features with positions were found for a probe. If you know the "
+                "place, pass target_layer= or adapter=."
+            )
+        return features
+
+    @torch.inference_mode(False)
+    def pooled(self, images: Tensor, pooling: str = "gap") -> tuple[MeanSource | WeightedSource, Any]:
+        """Run the model once, frozen and in eval mode, and pool its last features as a probe does.
+
+        Parameters
+        ----------
+        images
+            Preprocessed, (B, C, H, W).
+        pooling
+            ``"gap"``: the mean over positions; ``"attention"``: weighted by the class token's last attention.
+
+        Returns
+        -------
+        source
+            Its ``full`` is the pooled features, (B, C).
+        returned
+            What the model returned.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If there is no class token whose attention could pool.
+        """
+        plan = self._plan_for(size_of(images)).for_probe(self.encoder, pooling)
+        with torch.no_grad():
+            with evaluating(self.model), observing(self.model, plan) as observation:
+                returned = run_encoder(self.model, images)
+            return observation.pooled(plan, self._twin.module(), images), returned
+
+    def _known_size(self) -> tuple[int, int]:
+        if self._input_size is None:
+            raise CamhookError("The input size is not known yet. Pass input_size=(H, W) to wrap, or explain an image.")
+        return self._input_size
+
+    @torch.inference_mode(False)
+    def _plan_for(self, size: tuple[int, int]) -> Plan:
+        """Return the plan for inputs of that size: any plan will do, but class tokens count their patches."""
+        if size not in self._plans:
+            known = next(iter(self._plans.values()), None)
+            self._plans[size] = (
+                known
+                if known and known.tokens is None
+                else make_plan(
+                    self.model,
+                    (2, self._in_chans, *size),
+                    adapter=self._adapter,
+                    target_layer=self._target_layer,
+                    output=self._output,
+                )
+            )
+        return self._plans[size]
+
+    def _logits(self, returned: Any) -> Tensor:
+        logits = self._output(returned)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise UnsupportedModelError(
+                f"The model returned {found} where logits (B, K) were expected. Pass output= to wrap: an index, a key, "
+                "an attribute name or a function that picks them."
+            )
+        return logits
+
+    def _inputs(self, images: Any) -> tuple[Tensor, ImageBatch | None]:
+        reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
+        if isinstance(images, Tensor):
+            images = images.detach()
+            check_tensor(images, self._in_chans, reference)
+            return images, None
+        if self._preprocessing is None:
+            raise ImageError(
+                "How to preprocess photos is not known for this model. Pass data_config= (and input_size=) to wrap, as "
+                "timm.data.resolve_model_data_config gives it, or pass a preprocessed (B, C, H, W) tensor."
+            )
+        single = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Sequence)
+        batch = self._preprocessing([images] if single else list(images))
+        return batch.tensor.to(device=reference.device, dtype=reference.dtype), batch
