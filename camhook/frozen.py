@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from camhook.arguments import mapped, tensors_of
 from camhook.steps import ACTIVATIONS, DIVISIONS, HELD, PRODUCTS, STATISTICS, mha_parts
 
 __all__ = ["FrozenTail"]
@@ -129,7 +129,7 @@ class _Hold(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         args, kwargs = tuple(args), dict(kwargs or {})
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_of(args, kwargs)
         if not any(t in self._live for t in tensors):
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") == "__get__":  # .shape and the like; .mT is alive too
@@ -138,7 +138,7 @@ class _Hold(TorchFunctionMode):
 
     def _step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         live = [isinstance(a, Tensor) and a in self._live for a in args]
-        args, kwargs = tree_map(self._usable, (args, kwargs))
+        args, kwargs = mapped(self._usable, args, kwargs)
         if func is F.multi_head_attention_forward:
             (q, k, v, mask), finish = mha_parts(*args, **kwargs)
             return finish(self._statistic(F.scaled_dot_product_attention, (q, k, v, mask), {}))
@@ -206,8 +206,8 @@ class _Hold(TorchFunctionMode):
         return value if self._repeats == 1 else value.repeat_interleave(self._repeats, 0)
 
     def _mark(self, result: Any) -> Any:
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        for leaf in tensors_of((result,)):
+            if leaf.is_floating_point():
                 self._live[leaf] = None
         return result
 
@@ -222,7 +222,7 @@ def _kind(func: Any) -> str:
 
 def _acting(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
     def act(x: Tensor) -> Tensor:
-        rest = tree_map(lambda v: v.to(x.dtype) if isinstance(v, Tensor) else v, (args, kwargs))
+        rest = mapped(lambda v: v.to(x.dtype) if isinstance(v, Tensor) else v, args, kwargs)
         result: Tensor = func(x.clone(), *rest[0], **rest[1])  # a copy, for it may act in place
         return result
 

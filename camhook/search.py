@@ -215,7 +215,7 @@ class _Search:
             if features:
                 head = self._classify_general(features)
                 pooling += f"+{head.pooling}" if isinstance(head, Head) else ""
-            return self._made(features, path, Head(pooling, "deep", False, True, 0.0), adapter)
+            return self._made(features, path, Head(pooling, "deep", False, bool(path.cuts), 0.0), adapter)
         return None
 
     def _general(self, features: Sequence[Features], adapter: Adapter) -> Plan | None:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
+
+from camhook.arguments import mapped, tensors_of
 
 __all__ = ["Skeleton", "StandIn", "Twin"]
 
@@ -124,9 +126,8 @@ class StandIn(TorchFunctionMode):
         return self
 
     def _mark(self, values: Any) -> None:
-        for leaf in tree_leaves(values):
-            if isinstance(leaf, Tensor):
-                self._of_features[leaf] = None
+        for leaf in tensors_of((values,)):
+            self._of_features[leaf] = None
 
     def __enter__(self) -> StandIn:
         self._made = {}
@@ -137,19 +138,19 @@ class StandIn(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_of(args, kwargs)
         is_tail = any(t in self._of_features for t in tensors)
         if is_tail and any(t.is_meta or _is_narrow(t) for t in tensors):
-            args, kwargs = tree_map(self._real, (args, kwargs))
+            args, kwargs = mapped(self._real, args, kwargs)
         elif not is_tail and any(t.is_meta for t in tensors):
             # What a forward pass makes of constants before the features (indices of position biases) stays a shape.
-            args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
+            args, kwargs = mapped(lambda t: t.to("meta") if isinstance(t, Tensor) else t, args, kwargs)
         result = func(*args, **kwargs)
         if is_tail:
             self._mark(result)
         if any(t in self._of_inputs for t in tensors):
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, Tensor) and leaf.is_meta:
+            for leaf in tensors_of((result,)):
+                if leaf.is_meta:
                     self._of_inputs[leaf] = None
         return result
 

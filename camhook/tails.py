@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from camhook.arguments import mapped, tensors_of
 from camhook.errors import HookError
 from camhook.hooks import replacing
 from camhook.tokens import Recording, TokenPath
@@ -125,15 +126,15 @@ class _Shapes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_of(args, kwargs)
         alive = next((t for t in tensors if t in self._live), None)
         if any(t.is_meta for t in tensors):
             if alive is None and func in _MOVES:  # x.to(self.device): a shape stays one
                 if func is not Tensor.to:
                     return args[0]
-                args, kwargs = tree_map(_nowhere, (args, kwargs))
+                args, kwargs = mapped(_nowhere, args, kwargs)
             elif alive is None:
-                args, kwargs = tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, (args, kwargs))
+                args, kwargs = mapped(lambda t: t.to("meta") if isinstance(t, Tensor) else t, args, kwargs)
             elif not self._fills and any(t.is_meta and t.numel() for t in tensors):
                 raise HookError(
                     f"{getattr(func, '__name__', func)} takes in something that came round the place where the map is "
@@ -141,14 +142,13 @@ class _Shapes(TorchFunctionMode):
                 )
             else:
                 device = alive.device
-                args, kwargs = tree_map(lambda t: _zeros(t, device) if _is_meta(t) else t, (args, kwargs))
+                args, kwargs = mapped(lambda t: _zeros(t, device) if _is_meta(t) else t, args, kwargs)
         result = func(*args, **kwargs)
         return result if alive is None else self._mark(result)
 
     def _mark(self, result: Any) -> Any:
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._live[leaf] = None
+        for leaf in tensors_of((result,)):
+            self._live[leaf] = None
         return result
 
 
