@@ -41,7 +41,7 @@ def wrap(
     adapter: Adapter | None = None,
     target_layer: str | None = None,
     class_names: Sequence[str] | Mapping[int, str] | None = None,
-    data_config: Mapping[str, Any] | None = None,
+    data_config: Any = None,
     input_size: tuple[int, int] | None = None,
     output: Output | str | int | None = None,
     strict: bool = False,
@@ -53,7 +53,7 @@ def wrap(
     Parameters
     ----------
     model
-        Any timm classifier whose head pools spatial features, or another module alike.
+        Any timm, torchvision or transformers classifier of images, or another module alike.
     method
         ``"cam"``: the model's own head; ``"probe"``: a probe on its features; ``"auto"``: the head, unless there is
         none or the probe was fitted on labels.
@@ -64,7 +64,8 @@ def wrap(
     class_names
         Names in order or by index; default timm's for the model.
     data_config
-        timm's preprocessing dictionary; default the model's own.
+        How photos are preprocessed: timm's dictionary; a member of a torchvision weights enum, or its transform; an
+        image processor of transformers, or its configuration. Default timm's own for the model.
     input_size
         (height, width) of the model's input; default read off the model, else off the first call.
     output
@@ -75,7 +76,7 @@ def wrap(
     Raises
     ------
     UnsupportedModelError
-        If the model has no head, or none that pools spatial features in a way that is covered.
+        If no place is found where the model's score is a sum over positions; it names what was tried.
 
     Examples
     --------

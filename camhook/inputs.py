@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from camhook.errors import ImageError, UnsupportedModelError
+from camhook.preprocessing import image_size_of
 from camhook.tails import Output
 from camhook.tracing import trace
 
@@ -164,4 +165,4 @@ def resolve_input_size(
         size = getattr(module, "img_size", None)
         if isinstance(size, tuple) and len(size) == 2:
             return size
-    return tuple(config["input_size"][-2:]) if config is not None else None
+    return tuple(config["input_size"][-2:]) if config is not None else image_size_of(model)

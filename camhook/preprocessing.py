@@ -50,7 +50,8 @@ def data_config_of(given: Any) -> dict[str, Any]:
     ('squash', (3, 224, 224))
     """
     if isinstance(given, Mapping):
-        return dict(given) if "input_size" in given else _of_processor(given)
+        is_timms = "input_size" in given or not {"size", "image_mean"} & set(given)
+        return dict(given) if is_timms else _of_processor(given)
     if callable(getattr(given, "transforms", None)) and hasattr(given, "meta"):  # a member of a weights enum
         return data_config_of(given.transforms())
     if hasattr(given, "resize_size") and hasattr(given, "crop_size"):  # the transform that such a member gives
@@ -77,7 +78,7 @@ def class_names_of(given: Any) -> dict[int, str]:
     {}
     """
     if isinstance(meta := getattr(given, "meta", None), Mapping):
-        return dict(enumerate(meta.get("categories", ())))
+        return dict(enumerate(meta.get("categories") or ()))
     names = getattr(getattr(given, "config", None), "id2label", None)
     if not isinstance(names, Mapping):
         return {}

@@ -17,6 +17,7 @@ from camhook.images import ImageBatch, Preprocessing
 from camhook.inputs import check_tensor, in_chans_of, original, own_config, resolve_input_size, selector, size_of
 from camhook.observing import observing
 from camhook.plan import Features, Plan, model_name
+from camhook.preprocessing import class_names_of, data_config_of
 from camhook.probing import run_encoder
 from camhook.search import make_plan
 from camhook.skeletons import Twin
@@ -36,17 +37,19 @@ class WrappedModel:
         adapter: Adapter | None,
         target_layer: str | None,
         class_names: Sequence[str] | Mapping[int, str] | None,
-        data_config: Mapping[str, Any] | None,
+        data_config: Any,
         input_size: tuple[int, int] | None,
         output: Output | str | int | None,
     ) -> None:
         self.model, self._found_in = original(model)
         model = self.model
-        self._class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
+        names = class_names or class_names_of(data_config) or class_names_of(model)
+        self._class_names = ClassNames(names) if names else ClassNames.of_model(model)
         self._adapter, self._target_layer = adapter, target_layer
         self._output = selector(output)
-        config = dict(data_config) if data_config is not None else own_config(model)
-        self._input_size = resolve_input_size(model, config if data_config else None, input_size, config)
+        given = None if data_config is None else data_config_of(data_config)
+        config = own_config(model) if given is None else given
+        self._input_size = resolve_input_size(model, given, input_size, config)
         self._in_chans = in_chans_of(model, self._input_size)
         self._preprocessing: Preprocessing | None = None
         if config is not None and self._input_size is not None:
