@@ -172,7 +172,14 @@ def adapters() -> list[Adapter]:
     """Return the registered adapters in the order in which they are asked."""
     global _loaded_entry_points
     if not _loaded_entry_points:
-        _loaded_entry_points = True
         for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-            register(entry_point.load())
+            try:
+                adapter = entry_point.load()
+            except Exception as error:  # whatever a stranger's package raises on import
+                raise CamhookError(
+                    f"The adapter {entry_point.name!r} ({entry_point.value}) that an installed package brings cannot be "
+                    f"loaded: {error!r}. Mend or uninstall that package."
+                ) from error
+            register(adapter)
+        _loaded_entry_points = True
     return list(reversed(_registry.values()))

@@ -76,10 +76,11 @@ def watching(model: nn.Module, plan: Plan, finish: Callable[..., CAMResult]) -> 
     def end(_: nn.Module, args: Any, output: Any) -> None:
         outputs.append(output)
 
-    with hooked(model, [("", "input", begin), ("", "output", end)]), observing(model, plan) as observation:
+    with observing(model, plan) as observation, hooked(model, [("", "input", begin), ("", "output", end)]):
         yield captured
-    if not outputs:
-        raise HookError(
-            "capture(): the wrapped module did not run in the block. Was a compiled, scripted or other copy of it run?"
-        )
+        if not outputs:
+            raise HookError(
+                "capture(): the wrapped module did not run in the block. Was a compiled, scripted or other copy of it "
+                "run?"
+            )
     captured._passed = plan, Pass(inputs[0], outputs[0], observation)

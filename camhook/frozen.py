@@ -131,6 +131,8 @@ class _Hold(TorchFunctionMode):
         args, kwargs = tuple(args), dict(kwargs or {})
         tensors = tensors_of(args, kwargs)
         if not any(t in self._live for t in tensors):
+            if any(t.dtype in _HALF and not t.is_meta for t in tensors):  # constants are widened too
+                args, kwargs = mapped(self._usable, args, kwargs)
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") == "__get__":  # .shape and the like; .mT is alive too
             return self._mark(func(*args, **kwargs))

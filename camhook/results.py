@@ -101,6 +101,9 @@ class CAMResult:
         """Return the same with other names for the images, which files and captions carry."""
         if len(names) != len(self):
             raise ImageError(f"{len(names)} names were given for {len(self)} images.")
+        for name in names:
+            if name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
+                raise ImageError(f"The name {name!r} cannot be part of a file's name. Give one without folders.")
         return replace(self, names=tuple(names))
 
     def __repr__(self) -> str:

@@ -211,6 +211,18 @@ def test_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     assert groups == ["camhook.adapters"]  # asked once
 
 
+def test_entry_point_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> None:
+        raise ImportError("no module named theirs")
+
+    broken = SimpleNamespace(name="theirs", value="theirs:ADAPTER", load=load)
+    monkeypatch.setattr(base, "entry_points", lambda *, group: [broken])
+    monkeypatch.setattr(base, "_loaded_entry_points", False)
+    for _ in range(2):  # it is not forgotten
+        with pytest.raises(CamhookError, match=r"'theirs' \(theirs:ADAPTER\) .*no module named theirs.*uninstall"):
+            adapters()
+
+
 def test_folder_is_not_a_package_of_its_own() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", "import adapters"], cwd=root, capture_output=True, text=True)

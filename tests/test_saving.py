@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import camhook
-from camhook.errors import OutputError
+from camhook.errors import ImageError, OutputError
 from camhook.results import CAMResult
 
 NAMES = ["tabby, tabby cat", "crane", "crane, derrick", "Größe / 2", "fox"]
@@ -297,6 +297,12 @@ def test_two_images_of_one_name(cam: camhook.CAM, photos: list[Path], tmp_path: 
     assert listed(tmp_path) == []
     assert len(result.renamed(["left", "right"]).save(tmp_path / "out")) == 6
     assert len(result.save(tmp_path / "cam.png")) == 2  # numbers tell them apart
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b"])
+def test_a_name_leads_out_of_no_folder(one: CAMResult, name: str) -> None:
+    with pytest.raises(ImageError, match="cannot be part of a file's name"):
+        one.renamed([name])
 
 
 def test_map_without_positive_evidence_says_so(cam: camhook.CAM, photos: list[Path], tmp_path: Path) -> None:
