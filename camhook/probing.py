@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from camhook.fitting.probe import Probe, fingerprint
 from camhook.plan import Features, head_names, model_name
 from camhook.targets import ClassNames
+from camhook.tracing import is_encoder
 
 __all__ = ["backbone_fingerprint", "check_probe", "probe_names", "run_encoder"]
 
@@ -37,6 +38,4 @@ def probe_names(probe: Probe | None, names: ClassNames) -> ClassNames:
 
 def run_encoder(model: Any, images: Tensor) -> Any:
     """Run a model; of an encoder that refuses to classify, run what there is."""
-    if hasattr(model, "get_classifier") or not hasattr(model, "forward_features"):
-        return model(images)
-    return model.forward_features(images)
+    return model.forward_features(images) if is_encoder(model) else model(images)

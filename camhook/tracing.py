@@ -15,7 +15,7 @@ from camhook.attentions import Attentions, Read
 from camhook.errors import LayoutError, UnsupportedModelError
 from camhook.skeletons import Skeleton
 
-__all__ = ["Attention", "Event", "FeaturePoint", "Shape", "Trace", "shapes_of", "trace"]
+__all__ = ["Attention", "Event", "FeaturePoint", "Shape", "Trace", "is_encoder", "shapes_of", "trace"]
 
 
 _CANDIDATES = 6  # how far back from the logits a pooled tensor is looked for
@@ -160,14 +160,11 @@ class Trace:
         yield found[-1]
 
 
-def _forward(model: Any, inputs: Tensor) -> Any:
-    """Run a model; of an encoder whose forward pass only says that it is no classifier, run what there is."""
-    try:
-        return model(inputs)
-    except (RuntimeError, NotImplementedError):
-        if not callable(getattr(model, "forward_features", None)) or hasattr(model, "get_classifier"):
-            raise
-        return [model.forward_features(inputs)]
+def is_encoder(model: nn.Module) -> bool:
+    """Tell whether a timm model has features and nothing that classifies: its forward pass would only say so."""
+    return (
+        hasattr(model, "forward_features") and not hasattr(model, "get_classifier") and hasattr(model, "feature_info")
+    )
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
@@ -223,9 +220,9 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     try:
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), Attentions(attention):
             inputs = torch.empty(input_shape, dtype=torch.float64, device="meta")
-            features = runs.forward_features(inputs) if split else None
+            features = runs.forward_features(inputs) if split or is_encoder(bones) else None
             in_head = split
-            output = runs.forward_head(features) if split else _forward(runs, inputs)
+            output = [features] if is_encoder(bones) else runs.forward_head(features) if split else runs(inputs)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError, AttributeError) as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} could not be traced with an input of shape {input_shape}: {error}. "
