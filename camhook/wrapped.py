@@ -43,8 +43,9 @@ class WrappedModel:
     ) -> None:
         self.model, self._found_in = original(model)
         model = self.model
-        names = class_names or class_names_of(data_config) or class_names_of(model)
-        self._class_names = ClassNames(names) if names else ClassNames.of_model(model)
+        self._class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
+        # Names that come with weights hold if there are as many classes: fine-tuned models get their transforms too.
+        self._likely_names = {} if class_names is not None else class_names_of(data_config) or class_names_of(model)
         self._adapter, self._target_layer = adapter, target_layer
         self._output = selector(output)
         given = None if data_config is None else data_config_of(data_config)
@@ -125,6 +126,8 @@ class WrappedModel:
                     output=self._output,
                 )
             )
+        if len(self._likely_names) == self._plans[size].num_classes > 0:
+            self._class_names = ClassNames(self._likely_names)
         return self._plans[size]
 
     def _logits(self, returned: Any) -> Tensor:
