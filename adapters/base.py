@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camhook.errors import CamhookError, LayoutError
 
-__all__ = ["Adapter", "Layout", "adapters", "register"]
+__all__ = ["Adapter", "Layout", "adapters", "register", "shares_stride"]
 
 ENTRY_POINT_GROUP = "camhook.adapters"
 
@@ -88,20 +88,23 @@ class Layout:
         return tokens if prefix is None else torch.cat((prefix, tokens), 1)
 
 
+def shares_stride(grid_size: tuple[int, int], input_size: tuple[int, int]) -> bool:
+    """Tell whether one stride explains a grid on both axes, up to rounding at the edges.
+
+    A stride of r gives floor(height / r) to ceil(height / r) rows.
+    """
+    low = max(side / (count + 1) for side, count in zip(input_size, grid_size, strict=True))
+    high = min(side / (count - 1) if count > 1 else math.inf for side, count in zip(input_size, grid_size, strict=True))
+    return low < high
+
+
 def _grid_of(positions: int, input_size: tuple[int, int]) -> tuple[int, int]:
     """Find h and w with h * w = positions that one stride explains on both axes (up to rounding at the edges)."""
     height, width = input_size
-    fits = []
-    for h in range(1, positions + 1):
-        if positions % h:
-            continue
-        w = positions // h
-        # A stride of r gives floor(height / r) to ceil(height / r) rows; both axes must share one r.
-        low = max(height / (h + 1), width / (w + 1))
-        high = min(height / (h - 1) if h > 1 else math.inf, width / (w - 1) if w > 1 else math.inf)
-        if low < high:
-            fits.append((abs(math.log(h * width / (w * height))), h, w))
-    fits.sort()
+    grids = [(h, positions // h) for h in range(1, positions + 1) if positions % h == 0]
+    fits = sorted(
+        (abs(math.log(h * width / (w * height))), h, w) for h, w in grids if shares_stride((h, w), input_size)
+    )
     if not fits or (len(fits) > 1 and math.isclose(fits[0][0], fits[1][0], abs_tol=1e-9)):
         raise LayoutError(
             f"{positions} tokens from an input of {height} x {width} pixels fit "
@@ -177,8 +180,8 @@ def adapters() -> list[Adapter]:
                 adapter = entry_point.load()
             except Exception as error:  # whatever a stranger's package raises on import
                 raise CamhookError(
-                    f"The adapter {entry_point.name!r} ({entry_point.value}) that an installed package brings cannot be "
-                    f"loaded: {error!r}. Mend or uninstall that package."
+                    f"The adapter {entry_point.name!r} ({entry_point.value}) of an installed package cannot be loaded: "
+                    f"{error!r}. Mend or uninstall that package."
                 ) from error
             register(adapter)
         _loaded_entry_points = True

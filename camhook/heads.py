@@ -166,7 +166,7 @@ def classify_general(
     for source, other in zip(sources, features[1], strict=True):
         # The prefix is no part of what is told apart: both draws share the first one's.
         prefix = source.layout.split(source.features, source.grid_size)[1]
-        other.copy_(source.layout.join(source.layout.split(other, source.grid_size)[0], prefix))
+        other.copy_(source.layout.join(source.layout.split(other.clone(), source.grid_size)[0], prefix))
     frozen = FrozenTail(run, features[0], [source.rest for source in sources])
     logits = frozen.logits
     if logits.is_meta or logits.ndim != 2:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from camhook.adapters.base import Adapter, Layout, adapters
+from camhook.adapters.base import Adapter, Layout, adapters, shares_stride
 from camhook.errors import LayoutError, UnsupportedModelError
 from camhook.heads import Head, Refusal, Run, classify, classify_general
 from camhook.inputs import described
@@ -102,6 +102,7 @@ class _Search:
 
     def _plans(self, events: Sequence[Event], adapter: Adapter) -> Iterator[Plan | None]:
         others: list[tuple[Event, Features, Refusal]] = []
+        given = self.found.features if self.found.has_forward_head else None  # what lies behind that, comes after it
         for event in events:
             for features in self._places(event, adapter):
                 head = self._try(
@@ -121,6 +122,9 @@ class _Search:
                 else:
                     self.reasons.append(f"{features.point} {features.shape} as {features.layout.axes}: {head.reason}")
                     others.append((event, features, head))
+            is_map = event.tensor.ndim == 4 and event.tensor is not given
+            if is_map and any(seen.reads_positions for at, _, seen in others if at is event):
+                break  # what lies before a map that is not pooled by its mean is not so either
         for _, features, seen in others:
             if seen.reads_prefix:
                 yield self._token_plan([features] if seen.reads_positions else [], features.layout, adapter)
@@ -165,6 +169,9 @@ class _Search:
         shape = tuple(event.tensor.shape)
         layouts = list(adapter.layouts(self.model, shape))
         certain = [layout for layout in layouts if layout.patch_grid(shape, self.input_size)]
+        if len(shape) == 4:  # (h, w) are the axes that one stride explains; both, of a map as deep as it is wide
+            grids = {layout: layout.grid_size(shape, self.input_size) for layout in layouts if len(layout.axes) == 4}
+            certain = [layout for layout, grid in grids.items() if shares_stride(grid, self.input_size)]
         for layout in certain or layouts:
             try:
                 grid_size = layout.grid_size(shape, self.input_size)

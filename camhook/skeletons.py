@@ -176,10 +176,12 @@ class StandIn(TorchFunctionMode):
         if not meta.is_floating_point():
             return torch.zeros(meta.shape, dtype=meta.dtype)
         generator = torch.Generator().manual_seed(seed % 2**31)
-        values = torch.randn(meta.shape, generator=generator).double()  # drawn in single precision: twice as fast
+        values = torch.randn(meta.shape, generator=generator)  # drawn in single precision: twice as fast
         if live is not None and not is_parameter:
-            return values.abs() + 0.5  # a buffer whose value is not known: running variances have to be positive
-        return values / math.sqrt(meta[0].numel()) if is_parameter and meta.ndim > 1 else values
+            return (
+                values.abs().double() + 0.5
+            )  # a buffer whose value is not known: running variances have to be positive
+        return (values.div_(math.sqrt(meta[0].numel())) if is_parameter and meta.ndim > 1 else values).double()
 
 
 def _is_narrow(tensor: Tensor) -> bool:

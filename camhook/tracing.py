@@ -62,7 +62,9 @@ class Event:
     def is_spatial(self) -> bool:
         """Whether the tensor still has more than one position: (B, C, h, w), (B, h, w, C) or (B, N, C)."""
         shape = self.tensor.shape
-        return (len(shape) == 4 and shape[2] * max(shape[1], shape[3]) > 1) or (len(shape) == 3 and shape[1] > 1)
+        return (len(shape) == 4 and shape[2] * max(shape[1], shape[3]) > 1) or (
+            len(shape) == 3 and shape[1] > 1 and shape[2] > 1
+        )
 
 
 @dataclass(frozen=True)
