@@ -15,9 +15,9 @@ from camhook.heads import Embedding
 from camhook.hooks import capturing, hooked
 from camhook.maps import RELATIVE_TOLERANCE
 from camhook.plan import Plan
+from camhook.recording import Recording, recording
 from camhook.sources import FeatureSource, MeanSource, ReadSource, Source, WeightedSource
 from camhook.tails import Output
-from camhook.tokens import Recording, recording
 from camhook.tracing import FeaturePoint, shapes_of
 
 __all__ = ["Observation", "observing"]

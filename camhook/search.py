@@ -17,9 +17,10 @@ from camhook.errors import LayoutError, UnsupportedModelError
 from camhook.heads import Head, Refusal, Run, classify, classify_general
 from camhook.inputs import described
 from camhook.plan import Entry, Features, Plan, has_no_head, model_name
+from camhook.recording import blank
 from camhook.skeletons import StandIn
 from camhook.tails import Output, Tail
-from camhook.tokens import TokenPath, blank, token_paths
+from camhook.tokens import TokenPath, token_paths
 from camhook.tracing import Event, FeaturePoint, trace
 
 __all__ = ["make_plan"]

@@ -15,7 +15,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from camhook.arguments import mapped, tensors_of
 from camhook.errors import HookError
 from camhook.hooks import replacing
-from camhook.tokens import Recording, TokenPath
+from camhook.recording import Recording
+from camhook.tokens import TokenPath
 from camhook.tracing import FeaturePoint, Shape
 
 __all__ = ["Output", "Tail"]
@@ -74,7 +75,9 @@ class Tail:
                     stack.enter_context(_Shapes([*given, *rows], fills=self._tokens is not None))
                 if self._tokens is not None:
                     assert recorded is not None
-                    stack.enter_context(self._tokens.running(self._module, recorded, given[:count]))
+                    stack.enter_context(
+                        self._tokens.running(self._module, recorded.rows, recorded.weights, given[:count])
+                    )
                 for point, tensor in zip(self._points, given[count:], strict=True):
                     stack.enter_context(replacing(self._module, point, self._put(tensor)))
                 if not inputs.is_meta:

@@ -22,11 +22,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from camhook.adapters.base import Layout
 from camhook.attentions import Attentions, Read
-from camhook.errors import HookError, LayoutError
+from camhook.errors import LayoutError
 from camhook.hooks import hooked
 from camhook.tracing import Attention, FeaturePoint, Shape, Trace
 
-__all__ = ["ClassRead", "Recording", "TokenPath", "blank", "recording", "token_paths"]
+__all__ = ["ClassRead", "TokenPath", "token_paths"]
 
 
 @dataclass(frozen=True)
@@ -89,31 +89,43 @@ class TokenPath:
         return isinstance(value, Tensor) and value.ndim == 3 and value.shape[1] in self.lengths
 
     @contextmanager
-    def running(self, module: nn.Module, recorded: Recording, reads: Sequence[Tensor]) -> Iterator[None]:
-        """Make the model run on its prefix tokens alone, which read these sums, (B, heads, prefix, d) each."""
-        known = {read.index: (reads[i], recorded.weights[i]) for i, read in enumerate(self.reads)}
+    def running(
+        self, module: nn.Module, rows: Sequence[Tensor], weights: Sequence[Tensor], reads: Sequence[Tensor]
+    ) -> Iterator[None]:
+        """Make the model run on its prefix tokens alone.
+
+        Parameters
+        ----------
+        rows
+            These tokens where they set out, (B, prefix, C) for each sequence.
+        weights
+            Their attention weights in each read, (B, heads, prefix, keys).
+        reads
+            What they read of the positions in each, (B, heads, prefix, d).
+        """
+        known = {read.index: each for read, *each in zip(self.reads, reads, weights, strict=True)}
         prefix, entered = self.prefix, False
 
         def substitute(read: Read) -> Tensor | None:
             if self.calls[read.index] not in known:
                 return None
-            positions, weights = known[self.calls[read.index]]
-            weights = _repeated(weights[..., :prefix], positions)
+            positions, among = known[self.calls[read.index]]
+            among = _repeated(among[..., :prefix], positions)
             values = read.values[..., :prefix, :].to(positions.dtype)
-            result = weights @ values + positions
+            result = among @ values + positions
             queries = prefix if read.values.shape[-2] == prefix else read.queries
             return F.pad(result, (0, 0, 0, queries - prefix)) if queries > prefix else result
 
         def enter(name: str) -> Callable[..., Any]:
             def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
                 nonlocal entered
-                rows = iter(recorded.rows) if name == self.entry and not entered else None
+                first = iter(rows) if name == self.entry and not entered else None
                 entered = entered or name == self.entry
 
                 def cut(value: Any) -> Any:
                     if not self.is_sequence(value):
                         return value
-                    short = value[:, :prefix] if rows is None else _repeated(next(rows), reads[0])
+                    short = value[:, :prefix] if first is None else _repeated(next(first), reads[0])
                     return short if name in self.cuts else F.pad(short, (0, 0, 0, value.shape[1] - prefix))
 
                 lengths.append([leaf.shape[1] for leaf in tree_leaves((args, kwargs)) if self.is_sequence(leaf)])
@@ -172,89 +184,6 @@ def _repeated(value: Tensor, like: Tensor) -> Tensor:
     return value if len(value) == len(like) else value.repeat_interleave(len(like) // len(value), 0)
 
 
-class Recording:
-    """What one forward pass told about a token path.
-
-    Attributes
-    ----------
-    rows : list of Tensor
-        The prefix tokens (B, prefix, C) where they set out, for each sequence.
-    weights, values : list of Tensor
-        For each read, the prefix tokens' attention weights (B, heads, prefix, keys) and the values (B, heads, keys, d).
-    """
-
-    def __init__(self, path: TokenPath) -> None:
-        self.rows: list[Tensor] = []
-        self.weights: list[Tensor] = [torch.empty(0)] * len(path.reads)
-        self.values: list[Tensor] = [torch.empty(0)] * len(path.reads)
-        self._at = {read.index: i for i, read in enumerate(path.reads)}
-        self._prefix = path.prefix
-        self._calls: list[tuple[int, Any]] = []
-
-    @torch.no_grad()
-    def note(self, read: Read) -> None:
-        """Keep an attention call's weights and values, if it is one of the path's."""
-        if (i := self._at.get(read.index)) is not None:
-            with torch.autocast(read.values.device.type, enabled=False):
-                self.weights[i] = read.weights(self._prefix).detach()
-                self.values[i] = read.values.detach().clone()  # a copy, for it is a view of something far larger
-
-    def note_call(self, i: int, args: Any, kwargs: Any) -> None:
-        """Keep what an `nn.MultiheadAttention` was called with."""
-        self._calls.append((i, tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, (args, kwargs))))
-
-    def complete(self, module: nn.Module, path: TokenPath) -> None:
-        """Run the attention modules that were called, on the prefix tokens only, to read off weights and values.
-
-        Raises
-        ------
-        HookError
-            If the forward pass did not go the expected way.
-        """
-        modules = dict(module.named_modules())
-        for i, (args, kwargs) in self._calls:
-            name = path.reads[i].module
-            assert name is not None
-            (query, *rest), index = args, path.reads[i].index
-            with torch.no_grad(), Attentions(lambda read, index=index: self.note(replace(read, index=index))):  # type: ignore[misc]
-                modules[name](query[:, : self._prefix], *rest, **kwargs)
-        self.rows, self.weights, self.values = (
-            [each.clone() if each.is_inference() else each for each in kept]  # the pass may have run in inference mode
-            for kept in (self.rows, self.weights, self.values)
-        )
-        if not self.rows or not all(len(weights) for weights in self.weights):
-            raise HookError(
-                f"The forward pass did not go the way of the class tokens, from the input of {path.entry} through "
-                f"{len(path.reads)} attention calls. Was the model changed, compiled or scripted after wrapping? "
-                "Wrap it again."
-            )
-
-
-@contextmanager
-def recording(model: nn.Module, path: TokenPath) -> Iterator[Recording]:
-    """Record what class tokens read while the model runs; the pass is not changed."""
-    recorded = Recording(path)
-
-    def set_out(_: nn.Module, args: Any, kwargs: Any) -> None:
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if path.is_sequence(leaf)]
-        recorded.rows = [leaf[:, : path.prefix].detach().clone() for leaf in leaves]
-
-    hooks: list[tuple[str, str, Callable[..., Any]]] = [(path.entry, "input", set_out)]
-    for i, read in enumerate(path.reads):
-        if read.module is not None:
-
-            def call(_: nn.Module, args: Any, kwargs: Any, i: int = i) -> None:
-                recorded.note_call(i, args, kwargs)
-
-            hooks.append((read.module, "input", call))
-    with hooked(model, hooks):
-        if any(read.module is None for read in path.reads):
-            with Attentions(recorded.note):
-                yield recorded
-        else:
-            yield recorded
-
-
 def token_paths(
     found: Trace, layout: Layout, input_size: tuple[int, int], within: Sequence[str] = ("",)
 ) -> Iterator[TokenPath]:
@@ -307,18 +236,3 @@ def token_paths(
             cuts[name] = tuple(longs.index(s[1]) if len(s) == 3 and s[1] in longs else None for s in gave)
         yield replace(whole, cuts=cuts)
     yield whole
-
-
-def blank(found: Trace, path: TokenPath) -> tuple[Recording, list[Tensor]]:
-    """Return what a forward pass would record, and what the class tokens would read, as mere shapes."""
-    recorded = Recording(path)
-    calls = {call.index: call for call in found.attentions}
-    shapes = dict(calls[path.reads[0].index].modules)[path.entry]
-
-    def shape(*size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.float64, device="meta")
-
-    recorded.rows = [shape(b, path.prefix, c) for b, length, c in shapes if length in path.lengths]
-    values = [calls[read.index].values for read in path.reads]
-    recorded.weights = [shape(*v[:-2], path.prefix, v[-2]) for v in values]
-    return recorded, [shape(*v[:-2], path.prefix, v[-1]) for v in values]
