@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -95,12 +95,18 @@ def recording(model: nn.Module, path: TokenPath) -> Iterator[Recording]:
                 recorded.note_call(i, args, kwargs)
 
             hooks.append((read.module, "input", call))
-    with hooked(model, hooks):
-        if any(read.module is None for read in path.reads):
-            with Attentions(recorded.note):
-                yield recorded
-        else:
-            yield recorded
+    watching = ExitStack()  # an attention mode, while the model itself runs: others may run in the block
+
+    def start(*_: Any) -> None:
+        watching.enter_context(Attentions(recorded.note))
+
+    def stop(*_: Any) -> None:
+        watching.close()
+
+    if any(read.module is None for read in path.reads):
+        hooks = [("", "input", start), *hooks, ("", "output", stop)]
+    with watching, hooked(model, hooks):
+        yield recorded
 
 
 def blank(found: Trace, path: TokenPath) -> tuple[Recording, list[Tensor]]:

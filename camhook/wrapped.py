@@ -117,7 +117,7 @@ class WrappedModel:
             known = next(iter(self._plans.values()), None)
             self._plans[size] = (
                 known
-                if known and known.tokens is None
+                if known and known.tokens is None and known.reading is None
                 else make_plan(
                     self.model,
                     (2, self._in_chans, *size),

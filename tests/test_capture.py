@@ -117,6 +117,26 @@ def test_a_block_holds_one_pass() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_another_model_may_run_in_the_block() -> None:
+    model, cam, images = wrapped("class-token")
+    other = timm.create_model("test_vit", img_size=64, num_classes=10).eval()
+    with torch.no_grad(), cam.capture() as captured:
+        other(images)
+        model(images)
+        other(images)
+    torch.testing.assert_close(captured.result([1, 2]).maps, cam(images, [1, 2]).maps)
+
+
+def test_a_pass_that_fails_leaves_nothing_behind() -> None:
+    model, cam, images = wrapped("class-token")
+    handle = model.blocks[3].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), cam.capture():
+        model(images)
+    handle.remove()
+    assert torch.overrides._get_current_function_mode_stack() == []
+    assert cam(images).exact.all()
+
+
 def test_class_tokens_of_another_size() -> None:
     model = timm.create_model("test_vit", img_size=64, dynamic_img_size=True).eval()
     cam = camhook.wrap(model)
