@@ -1,22 +1,22 @@
-"""The command line: ``camhook demo``, ``camhook explain``, ``camhook describe``."""
+"""The command line: ``camhook demo``, ``explain``, ``fit``, ``describe``, ``models``, ``check``."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from camhook.errors import CamhookError, ImageError, OutputError, UnsupportedModelError
+from camhook.errors import CamhookError, ImageError, OutputError
+from camhook.fitting.command import fit
+from camhook.loading import create, load_model, photo_files, unique_names, unknown_architecture
 
 __all__ = ["main"]
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _model_options = [
     click.option(
         "--checkpoint",
@@ -104,6 +104,7 @@ def demo(output: Path, overwrite: bool) -> None:
 @click.option("--target", "targets", multiple=True, help="A class, by index or name; may be repeated.")
 @click.option("--topk", type=int, help="The so many classes with the highest scores, instead of targets.")
 @click.option("--rivals", is_flag=True, help="Explain why this class and not its ten strongest rivals.")
+@click.option("--probe", type=click.Path(path_type=Path), help="Explain the scores of this probe (see fit) instead.")
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="A directory; one photo: or a .png file."
 )
@@ -117,6 +118,7 @@ def explain(
     targets: Sequence[str],
     topk: int | None,
     rivals: bool,
+    probe: Path | None,
     output: Path,
     batch_size: int,
     overwrite: bool,
@@ -128,12 +130,15 @@ def explain(
     from tqdm import tqdm
 
     from camhook import wrap
+    from camhook.images import load_photo
 
-    files = list(_photo_files(photos))
+    files = list(photo_files(photos))
     if output.suffix.lower() == ".png" and len(files) > 1:
         raise OutputError(f"{len(files)} photos were given and one file, {output}. Pass a directory as --output.")
-    names = _unique_names(files)
-    cam = wrap(_load_model(name, checkpoint, num_classes))
+    names = unique_names(files)
+    cam = wrap(load_model(name, checkpoint, num_classes), probe=probe, method="probe" if probe else "auto")
+    if cam.probe is not None:
+        click.echo(cam.probe)
     wanted: Any = [int(t) if t.isdecimal() else t for t in targets] or None
     skipped = []
     with tqdm(total=len(files), unit="photo", disable=len(files) < 4) as bar:
@@ -141,7 +146,7 @@ def explain(
             batch = []
             for file in files[start : start + batch_size]:
                 try:
-                    batch.append((file, _readable(file)))
+                    batch.append((file, load_photo(file)))
                 except ImageError as error:
                     skipped.append(str(error))
             if batch:
@@ -161,6 +166,9 @@ def explain(
         raise click.ClickException("skipped:\n  " + "\n  ".join(skipped))
 
 
+main.add_command(fit)
+
+
 @main.command()
 @click.argument("model")
 @_with_model_options
@@ -170,72 +178,71 @@ def describe(model: str, checkpoint: str | None, num_classes: int | None, as_jso
     from camhook import wrap
 
     if checkpoint is None and model != "demo":
-        found = wrap(_create(model, num_classes=num_classes)).describe()
+        found = wrap(create(model, num_classes=num_classes)).describe()
     else:
-        found = wrap(_load_model(model, checkpoint, num_classes)).describe()
+        found = wrap(load_model(model, checkpoint, num_classes)).describe()
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
 
 
-def _load_model(name: str, checkpoint: str | None, num_classes: int | None) -> Any:
-    """Make a timm model with its pretrained weights, or with those of a file."""
-    if name == "demo":
-        if checkpoint or num_classes:
-            raise UnsupportedModelError(
-                "The demo model has its own weights: --checkpoint and --num-classes do not go with it."
-            )
-        from camhook.demo import demo_model
+@main.command()
+@click.argument("pattern", default="*")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file instead.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@click.option("--jobs", type=click.IntRange(1), help="How many processes; default one for each core.")
+def models(pattern: str, form: Any, output: Path | None, overwrite: bool, jobs: int | None) -> None:
+    """Tell what camhook makes of timm's architectures: all, or those whose name matches PATTERN.
 
-        return demo_model()
-    if checkpoint is None:
-        return _create(name, pretrained=True, num_classes=num_classes)
-    model = _create(name, num_classes=num_classes)
-    from timm.models import load_checkpoint
-
-    try:
-        load_checkpoint(model, checkpoint, weights_only=True)
-    except (RuntimeError, KeyError, OSError, ValueError) as error:
-        raise UnsupportedModelError(f"The weights in {checkpoint} do not fit {name}: {error}") from error
-    return model
-
-
-def _create(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> Any:
-    import difflib
+    PATTERN may hold wildcards (*, ?); without any, it is a name or part of one. No weights are needed. An architecture
+    that comes without a classifier has pooling "none", and a second row, made with ten classes, where it takes any.
+    """
+    import os
 
     import timm
+    from tqdm import tqdm
 
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    if ":" not in name and not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        hint = f" Did you mean {', '.join(near)}?" if near else ' `timm.list_models("*part*")` finds names.'
-        raise UnsupportedModelError(f"timm has no architecture named {name!r}.{hint}")
-    try:
-        return timm.create_model(name, pretrained=pretrained, **options)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"{name} could not be made with pretrained weights: {error}\nPass --checkpoint FILE if you have them."
-        ) from error
+    from camhook import zoo
 
+    if output is not None and output.exists() and not overwrite:
+        raise OutputError(f"{output} is there already. Pass --overwrite, or another --output.")
+    names = timm.list_models(pattern) or timm.list_models(f"*{pattern}*")
+    if not names:
+        raise unknown_architecture(pattern)
 
-def _photo_files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
-        if not found:
-            raise ImageError(f"The folder {path} holds no photos ({', '.join(sorted(_SUFFIXES))}).")
-        yield from found
+    def progress(rows: Iterator[Any], total: int) -> Any:
+        return tqdm(rows, total=total, unit="model", file=sys.stderr)
 
-
-def _unique_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Name each photo by its stem, and where several share one, by its folder too or at last by a number."""
-    shared = Counter(file.stem for file in files)
-    names = {f: f.stem if shared[f.stem] == 1 else f"{f.resolve().parent.name}-{f.stem}" for f in files}
-    again = Counter(names.values())
-    return {f: n if again[n] == 1 else f"{i}-{n}" for i, (f, n) in enumerate(names.items())}
+    rows = zoo.survey(names, min(jobs or os.cpu_count() or 1, len(names)), progress=progress)
+    text = zoo.rendered(rows, form)
+    if output is None:
+        click.echo(text)
+    else:
+        try:
+            output.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{output} cannot be written: {error}. Pass another --output.") from error
+    click.echo(("\n" if output is None else "") + zoo.summary(rows), err=output is None and form != "table")
 
 
-def _readable(file: Path) -> Any:
-    from camhook.images import load_photo
+@main.command()
+@click.argument("model")
+@_with_model_options
+@click.option("--pretrained", is_flag=True, help="Fetch timm's pretrained weights.")
+@click.option("--photo", type=click.Path(path_type=Path), help="A photo to check on, instead of random noise.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(
+    model: str, checkpoint: str | None, num_classes: int | None, pretrained: bool, photo: Path | None, as_json: bool
+) -> None:
+    """Check MODEL in real numbers: whether its maps add up and agree with Captum, and what they cost.
 
-    return load_photo(file)
+    Without --checkpoint or --pretrained the weights are random, and jittered, so that none is zero. The exit status is
+    1 if a map does not add up, or if Captum disagrees where it computes the same.
+    """
+    from camhook import checks
+
+    trained = pretrained or checkpoint is not None or model == "demo"
+    made = load_model(model, checkpoint, num_classes) if trained else create(model, num_classes=num_classes)
+    found = checks.check(made, photo, untrained=not trained)
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+    if not found.passed:
+        raise click.ClickException(f"{model} failed the check.")
