@@ -19,6 +19,7 @@ from camhook.dissection import dissected
 from camhook.errors import CamhookError, UnsupportedModelError
 from camhook.explaining import Accounted, check_method
 from camhook.fitting.probe import Probe
+from camhook.fitting.reports import FitReport
 from camhook.hooks import evaluating
 from camhook.images import Geometry, ImageBatch, Source, TensorPhotos
 from camhook.inputs import size_of
@@ -244,6 +245,29 @@ class CAM(WrappedModel):
         with self._accounted(tensor, self._method) as accounted:
             result = self._result(accounted, tensor, batch, target, None, None)
             return dissected(result, accounted.account, channels=channels)
+
+    def fit(self, data: Any, *, targets: Any = "labels", pool: Any = "gap", **options: Any) -> FitReport:
+        """Fit a probe on the model's frozen features, and take it as this CAM's probe; see `camhook.fitting.fit.fit`.
+
+        Parameters
+        ----------
+        data
+            A folder with a folder of images a class, a Dataset or DataLoader, pairs (images, labels), features.
+        targets
+            ``"labels"``: the data's classes; ``"logits"``: the model's own scores, for which no labels are needed.
+        pool
+            ``"gap"``, or ``"attention"``: weighted by the class token's last attention.
+        **options
+            The solver, weights, checkpoints and the rest.
+
+        Returns
+        -------
+        FitReport
+            How far the probe may be believed, measured on images held out.
+        """
+        from camhook.fitting.fit import fit
+
+        return fit(self, data, targets=targets, pool=pool, **options)
 
     @property
     def probe(self) -> Probe | None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from camhook.errors import CamhookError, OutputError
 from camhook.fitting.caches import FeatureCache
 from camhook.fitting.checkpoints import Progress, load_checkpoint, save_checkpoint
-from camhook.errors import CamhookError, OutputError
 from camhook.fitting.files import read_tensors, write_tensors
 from camhook.fitting.solvers import solve_logistic
 from camhook.fitting.statistics import Statistics

@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.metrics import r2_score, top_k_accuracy_score
 from torch import Tensor
 
-from camhook.fitting.charts import chart
 from camhook.errors import CamhookError
+from camhook.fitting.charts import chart
 from camhook.fitting.fidelity import Fidelity, measure
 from camhook.fitting.reports import FitReport
 from camhook.fitting.rows import Rows

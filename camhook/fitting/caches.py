@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from camhook.errors import CamhookError, OutputError
+from camhook.fitting.ranks import Ranks
 
 __all__ = ["FeatureCache"]
 
@@ -75,6 +76,14 @@ class FeatureCache:
         """Have the disk hold all rows written so far; do this before a checkpoint says that they are done."""
         for mapped in self._mapped:
             mapped.flush()
+
+    def share(self, ranks: Ranks) -> None:
+        """Have all ranks hold the rows that each has written; every rank must call."""
+        self.flush()
+        ranks.wait()
+        if self._folder is None:
+            for column in (self.features, self.targets, self.weights):
+                ranks.sum_(column)
 
     def _column(self, name: str, shape: tuple[int, ...], kind: np.dtype[np.generic]) -> Tensor:
         if self._folder is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from camhook.fitting.statistics import Statistics
 __all__ = ["Progress", "load_checkpoint", "save_checkpoint"]
 
 _KIND = "camhook checkpoint 1"
+_PART = 2**20  # images, a multiple of 8
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)  # in each byte
 
 
 class Progress:
@@ -34,6 +36,8 @@ class Progress:
     ----------
     skipped : dict
         (file, reason) by index.
+    seconds : float
+        How long that took, for a rate.
 
     Examples
     --------
@@ -48,9 +52,10 @@ class Progress:
         self.size = size
         self.bits = np.zeros((size + 7) // 8, dtype=np.uint8)
         self.skipped: dict[int, tuple[str, str]] = {}
+        self.seconds = 0.0
 
     def __len__(self) -> int:
-        return int(self._done().sum())
+        return int(_ONES[self.bits].sum(dtype=np.int64))
 
     def add(self, indices: npt.ArrayLike | Tensor) -> None:
         """Mark images (B,) as done.
@@ -75,7 +80,14 @@ class Progress:
 
     def remaining(self) -> npt.NDArray[np.int64]:
         """Return the images that are not done, in order."""
-        return np.flatnonzero(~self._done()).astype(np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *self.parts()])
+
+    def parts(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the images that are not done, in order, a part of the data at a time: there may be a billion."""
+        for start in range(0, self.size, _PART):
+            part = self.bits[start // 8 : (start + _PART) // 8]
+            done = np.unpackbits(part, count=min(_PART, self.size - start), bitorder="little")
+            yield np.flatnonzero(done == 0).astype(np.int64) + start
 
     def merge(self, other: Progress) -> None:
         """Take over what another rank has done.
@@ -91,9 +103,6 @@ class Progress:
             raise CamhookError("An image was done twice; give every rank its own images.")
         self.bits |= other.bits
         self.skipped |= other.skipped
-
-    def _done(self) -> npt.NDArray[np.bool_]:
-        return np.unpackbits(self.bits, count=self.size, bitorder="little").astype(bool)
 
 
 def save_checkpoint(
@@ -115,7 +124,8 @@ def save_checkpoint(
         Features that wait to be summed up are not finite.
     """
     skipped = [[index, *said] for index, said in progress.skipped.items()]
-    facts = {"run": run, "statistics": statistics.settings, "size": progress.size, "skipped": skipped}
+    facts = {"run": run, "statistics": statistics.settings, "size": progress.size}
+    facts |= {"skipped": skipped, "seconds": progress.seconds}
     write_tensors(path, _KIND, {**statistics.state_dict(), "done": torch.from_numpy(progress.bits)}, facts)
 
 
@@ -144,5 +154,6 @@ def load_checkpoint(
     statistics, progress = Statistics(**facts["statistics"], device=device), Progress(facts["size"])
     progress.bits[:] = tensors.pop("done").numpy()
     progress.skipped = {index: (file, reason) for index, file, reason in facts["skipped"]}
+    progress.seconds = facts.get("seconds", 0.0)
     statistics.load_state_dict(tensors)
     return statistics, progress

@@ -116,6 +116,16 @@ class Probe(
         self.bias = bias.detach().to("cpu", torch.float32, copy=True)
         self.info = info
 
+    def __str__(self) -> str:
+        info = self.info
+        measured = ", ".join(f"{name} {value:.3g}" for name, value in info.fidelity.items() if name != "images")
+        images = info.fidelity.get("images", 0)
+        told = f"on {images:,} images held out: {measured or 'nothing was measured'}" if images else "not measured"
+        return (
+            f"Probe of {self.num_classes:,} classes on {info.model} at {info.target_layer}, {info.solver} on "
+            f"{info.targets}, pooled by {info.pooling}; {told}"
+        )
+
     @property
     def num_classes(self) -> int:
         """How many classes K it scores."""
