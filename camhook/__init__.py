@@ -8,6 +8,8 @@ layer4
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from camhook.adapters import Adapter, Layout, register
 from camhook.errors import (
     CamhookError,
@@ -24,11 +26,15 @@ from camhook.errors import (
 from camhook.explainer import CAM, Description, wrap
 from camhook.results import CAMResult
 
+if TYPE_CHECKING:
+    from camhook.comparison import Comparison, compare
+
 __all__ = [
     "CAM",
     "Adapter",
     "CAMResult",
     "CamhookError",
+    "Comparison",
     "CompletenessError",
     "DependencyError",
     "Description",
@@ -40,7 +46,17 @@ __all__ = [
     "ProbeMismatchError",
     "TargetError",
     "UnsupportedModelError",
+    "compare",
     "register",
     "wrap",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the comparison, and Captum with it, when it is first asked for."""
+    if name in ("Comparison", "compare"):
+        from camhook import comparison
+
+        return getattr(comparison, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from camhook.comparison.command import compare
 from camhook.errors import CamhookError, ImageError, OutputError
 from camhook.fitting.command import fit
 from camhook.loading import create, load_model, photo_files, unique_names, unknown_architecture
@@ -166,6 +167,7 @@ def explain(
         raise click.ClickException("skipped:\n  " + "\n  ".join(skipped))
 
 
+main.add_command(compare)
 main.add_command(fit)
 
 
