@@ -110,7 +110,7 @@ def compare(
 
     Examples
     --------
-    >>> import timm, camhook
+    >>> import timm, torch, camhook
     >>> cam = camhook.wrap(timm.create_model("test_resnet"))
     >>> found = compare(cam, torch.rand(2, 3, 32, 32), methods=["cam", "saliency"], metrics=["complexity"])
     >>> found.methods
