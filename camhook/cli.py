@@ -64,8 +64,8 @@ def demo(output: Path, overwrite: bool) -> None:
     started = time.perf_counter()
     from camhook import wrap
     from camhook.demo import demo_model, demo_photos
+    from camhook.files import save_png
     from camhook.montage import montage
-    from camhook.saving import save_png
 
     cam, photos = wrap(demo_model()), demo_photos()
     click.echo(f"{cam.describe()}\n")

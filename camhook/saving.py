@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 
 from camhook.errors import OutputError
+from camhook.files import SOFTWARE, is_our_png, refuse_strangers, save_png, write_bytes
 from camhook.results import CAMResult
 
-__all__ = ["manifest", "save", "save_png"]
-
-SOFTWARE = "camhook"
+__all__ = ["manifest", "save"]
 
 
 def save(result: CAMResult, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
@@ -29,7 +26,7 @@ def save(result: CAMResult, path: str | os.PathLike[str], *, overwrite: bool = F
     target = Path(path)
     if target.suffix.lower() == ".png":
         pictures = [(_numbered(target, i, len(result)), i) for i in range(len(result))]
-        _refuse_strangers([file for file, _ in pictures], overwrite=overwrite)
+        refuse_strangers([file for file, _ in pictures], _is_ours, overwrite=overwrite)
         several = result.target.shape[1] > 1
         for file, i in pictures:
             save_png(result[i].figure() if several else result.overlay(i), file, overwrite=overwrite)
@@ -39,7 +36,7 @@ def save(result: CAMResult, path: str | os.PathLike[str], *, overwrite: bool = F
     plans = [_files(result, i, target) for i in range(len(result))]
     if clashes := {str(f) for plan in plans for f in plan if sum(f in other for other in plans) > 1}:
         raise OutputError(f"Two images would be written to {min(clashes)}. Give them different file names.")
-    _refuse_strangers([file for plan in plans for file in plan], overwrite=overwrite)
+    refuse_strangers([file for plan in plans for file in plan], _is_ours, overwrite=overwrite)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -47,20 +44,6 @@ def save(result: CAMResult, path: str | os.PathLike[str], *, overwrite: bool = F
     for i, files in enumerate(plans):
         _write_set(result, i, files)
     return [str(file) for plan in plans for file in plan]
-
-
-def save_png(picture: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a picture that names camhook as its maker.
-
-    Raises
-    ------
-    OutputError
-        If a file is there that camhook did not write, or the path cannot be written to.
-    """
-    _refuse_strangers([Path(path)], overwrite=overwrite)
-    info = PngImagePlugin.PngInfo()
-    info.add_text("Software", f"{SOFTWARE} {version('camhook')}")
-    _write(Path(path), lambda stream: picture.save(stream, "PNG", pnginfo=info))
 
 
 def manifest(result: CAMResult, index: int, files: list[str]) -> dict[str, Any]:
@@ -117,48 +100,24 @@ def _write_set(result: CAMResult, index: int, files: list[Path]) -> None:
         "scores": result.scores[index].cpu().numpy(),
         "software": np.array(SOFTWARE),
     }
-    _write(raw, lambda stream: np.savez_compressed(stream, **arrays))
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    write_bytes(raw, packed.getvalue())
     text = json.dumps(manifest(result, index, [f.name for f in files[:-1]]), indent=2)
-    _write(last, lambda stream: stream.write(text.encode()))
-
-
-def _write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Fill a file in one step: whoever looks finds the old file or the new one, never a part."""
-    buffer = io.BytesIO()
-    fill(buffer)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(buffer.getvalue())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"{path} cannot be written: {error}. Choose another path.") from error
-
-
-def _refuse_strangers(files: list[Path], *, overwrite: bool) -> None:
-    strangers = [] if overwrite else [file for file in files if file.exists() and not _is_ours(file)]
-    if strangers:
-        raise OutputError(
-            f"{strangers[0]} is there already and camhook did not write it. Choose another path, or pass "
-            "overwrite=True (--overwrite on the command line)."
-        )
+    write_bytes(last, text.encode())
 
 
 def _is_ours(path: Path) -> bool:
     try:
         if path.suffix.lower() == ".png":
-            with Image.open(path) as image:
-                return str(image.info.get("Software", "")).startswith(SOFTWARE)
+            return is_our_png(path)
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive, archive.open("software.npy") as stream:
                 return str(np.load(io.BytesIO(stream.read()))) == SOFTWARE
         found = json.loads(path.read_text())
         return isinstance(found, dict) and found.get("software") == SOFTWARE
-    except (OSError, ValueError, KeyError, EOFError, SyntaxError, RecursionError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile):
         return False  # whatever it is, it is not a file that camhook wrote
-    except Image.DecompressionBombError:  # far larger than what we write
-        return False
 
 
 def _numbered(path: Path, index: int, count: int) -> Path:

@@ -146,6 +146,8 @@ def test_tensors_and_facts_go_around(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
     assert facts == {"fact": ["ü", None]}
     assert load_file(tmp_path / "file").keys() == {"a", "b"}  # any reader of safetensors can read it
+    (tmp_path / "other").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode  # and so can whoever may read
 
 
 def test_progress() -> None:

@@ -452,6 +452,18 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
     assert manifest["explains"] == "probe"
 
 
+@pytest.mark.parametrize(("option", "name"), [("--report", "fit.json"), ("--figure", "fit.png")])
+def test_command_line_writes_over_no_strangers_file(folder: Path, tmp_path: Path, option: str, name: str) -> None:
+    theirs = tmp_path / name
+    theirs.write_text("theirs")
+    arguments = ["--model", "test_vit", "--num-classes", "0", "--output", tmp_path / "probe"]
+    result = run("fit", folder, *arguments, option, theirs)
+    assert result.exit_code == 1
+    assert "camhook did not write it" in result.output
+    assert theirs.read_text() == "theirs"
+    assert not (tmp_path / "probe").exists()  # it is said before the work is done
+
+
 def test_command_line_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     output = ["--output", tmp_path / "probe"]
     for data, options, words in (

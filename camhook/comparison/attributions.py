@@ -7,7 +7,6 @@ Attributions of single pixels are added up over the colour channels.
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from camhook.comparison import captum_methods as runs
 from camhook.comparison.captum_methods import Attributed
 from camhook.comparison.subjects import Subject
 from camhook.errors import CamhookError
+from camhook.naming import hint
 
 __all__ = ["METHODS", "Attributed", "Method", "attribute", "method"]
 
@@ -56,6 +56,11 @@ class Method:
     one_by_one: bool = False
     is_control: bool = False
 
+    @property
+    def is_captums(self) -> bool:
+        """Whether Captum runs it; else it is camhook's own."""
+        return not self.is_control and self.name not in ("cam", "cam_rivals")
+
 
 def method(name: str) -> Method:
     """Look a method up.
@@ -75,12 +80,10 @@ def method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    plain = str(name).strip().lower().replace("-", "_").replace(" ", "_")
-    by_title = {each.title.lower(): each.name for each in METHODS.values()}
-    near = [by_title[plain]] if plain in by_title else difflib.get_close_matches(plain, METHODS)
-    near = near or [known for known in METHODS if plain and plain in known]
-    hint = f"Did you mean {', '.join(near)}?" if near else f"There are {', '.join(METHODS)}."
-    raise CamhookError(f"No method is named {name!r}. {hint}")
+    for each in METHODS.values():
+        if str(name).strip().lower() == each.title.lower():
+            raise CamhookError(f"No method is named {name!r}. Did you mean {each.name}?")
+    raise CamhookError(f"No method is named {name!r}. {hint(str(name), METHODS)}")
 
 
 def attribute(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from camhook.metrics.perturbation import blurred
 
 if TYPE_CHECKING:
     from camhook.explainer import CAM
+from camhook.naming import hint
 
 __all__ = ["BASELINES", "Reference", "reference"]
 
@@ -53,8 +53,7 @@ def reference(cam: CAM, baseline: str | float | Tensor = "black") -> Reference:
     """
     if isinstance(baseline, str):
         if baseline not in BASELINES:
-            near = difflib.get_close_matches(baseline.lower(), BASELINES) or list(BASELINES)
-            raise CamhookError(f"No baseline is named {baseline!r}. Did you mean {', '.join(near)}?")
+            raise CamhookError(f"No baseline is named {baseline!r}. {hint(baseline, BASELINES)}")
         if baseline == "mean":
             return lambda images: images.mean((2, 3), keepdim=True).expand_as(images)
         if baseline == "blur":

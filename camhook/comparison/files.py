@@ -11,14 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from camhook.comparison.attributions import METHODS
 from camhook.comparison.report import GENERATOR, page
 from camhook.comparison.table import Comparison
 from camhook.errors import OutputError
+from camhook.files import SOFTWARE, is_our_png, refuse_strangers, save_png, write_bytes
 from camhook.metrics import METRICS
-from camhook.saving import SOFTWARE, _write, save_png
 
 __all__ = ["as_csv", "as_dict", "save"]
 
@@ -36,12 +34,7 @@ def save(found: Comparison, path: str | os.PathLike[str], *, overwrite: bool = F
         raise OutputError(f"{target}: a path that ends in {endings}, or a directory was expected. Choose one of those.")
     else:
         files = [target / name for name in _FILES]
-    for file in files:
-        if file.exists() and not overwrite and not _is_ours(file):
-            raise OutputError(
-                f"{file} is there already and camhook did not write it. Choose another path, or pass overwrite=True "
-                "(--overwrite on the command line)."
-            )
+    refuse_strangers(files, _is_ours, overwrite=overwrite)
     try:
         files[0].parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,15 +103,15 @@ def as_dict(found: Comparison) -> dict[str, Any]:
 
 
 def _html(found: Comparison, path: Path) -> None:
-    _write(path, lambda stream: stream.write(page(found).encode()))
+    write_bytes(path, page(found).encode())
 
 
 def _csv(found: Comparison, path: Path) -> None:
-    _write(path, lambda stream: stream.write(as_csv(found).encode()))
+    write_bytes(path, as_csv(found).encode())
 
 
 def _json(found: Comparison, path: Path) -> None:
-    _write(path, lambda stream: stream.write(json.dumps(as_dict(found), indent=1, allow_nan=False).encode()))
+    write_bytes(path, json.dumps(as_dict(found), indent=1, allow_nan=False).encode())
 
 
 def _png(found: Comparison, path: Path) -> None:
@@ -131,11 +124,10 @@ _WRITERS: dict[str, Callable[[Comparison, Path], None]] = {".html": _html, ".csv
 def _is_ours(path: Path) -> bool:
     try:
         if path.suffix.lower() == ".png":
-            with Image.open(path) as image:
-                return str(image.info.get("Software", "")).startswith(SOFTWARE)
+            return is_our_png(path)
         start = path.read_text(encoding="utf-8")[:4000]
         if path.suffix.lower() == ".json":
             return start.lstrip("{ \n").startswith(f'"software": "{SOFTWARE}"')
         return GENERATOR in start if path.suffix.lower() == ".html" else start.startswith(",".join(_HEADER))
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError):
         return False

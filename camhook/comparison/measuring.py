@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from camhook.comparison.attributions import Attributed, attribute
+from camhook.comparison.attributions import METHODS, Attributed, attribute
 from camhook.comparison.diagnosis import diagnosed
 from camhook.comparison.metering import metered
 from camhook.comparison.mosaics import Mosaics
 from camhook.comparison.subjects import Scorer, Subject
+from camhook.errors import CamhookError
 from camhook.metrics import Metric
 
 __all__ = ["Measuring"]
@@ -48,11 +49,13 @@ class Measuring:
     def measure(self, name: str, done: Callable[[int], object]) -> None:
         """Run one method and measure it; what does not work is noted."""
         images, own = self.given["images"], self.options.get(name)
+        # Captum refuses a model with whatever error is at hand; a fault of our own is to be seen.
+        refusal: type[Exception] = Exception if METHODS[name].is_captums else CamhookError
         try:
             with metered(images.device) as cost:
                 found = attribute(self.subject, name, images, self.classes, options=own, done=done)
             notes = list(diagnosed(self.subject, name, images, self.classes, found))
-        except Exception as error:  # Captum refuses a model with whatever error is at hand
+        except refusal as error:
             self.failures[name] = _reason(error)
             self.subject.renew()  # the copy may still carry Captum's hooks
             return
@@ -61,9 +64,11 @@ class Measuring:
         explain = _remembering(lambda x, t: attribute(self.subject, name, x, t, options=own).maps)
         unmeasured: dict[str, list[str]] = {}
         for each in self.measures:
+            runs_it_again = not {"explain", "explainer", "cells"}.isdisjoint(each.needs)
+            failure: type[Exception] = refusal if runs_it_again else CamhookError
             try:
                 value = self._value(each, name, found, explain)
-            except Exception as error:
+            except failure as error:
                 unmeasured.setdefault(_reason(error), []).append(each.name)
             else:
                 if value is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from camhook.errors import OutputError
+from camhook.files import SOFTWARE, is_our_png, refuse_strangers, save_png, write_bytes
 from camhook.loading import load_model
 
 __all__ = ["fit"]
@@ -27,7 +28,7 @@ _DTYPES = ("bfloat16", "float16")
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Weights for the model, from a file.")
 @click.option("--num-classes", type=click.IntRange(0), help="Classes of the model; 0 for an encoder without a head.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The probe's file.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is no probe.")
+@click.option("--overwrite", is_flag=True, help="Replace files that camhook did not write.")
 @click.option("--targets", type=click.Choice(["labels", "logits"]), default="labels", show_default=True)
 @click.option("--pool", type=click.Choice(["gap", "attention"]), default="gap", show_default=True)
 @click.option("--solver", type=click.Choice(["ridge", "logistic"]), default="ridge", show_default=True)
@@ -45,7 +46,7 @@ _DTYPES = ("bfloat16", "float16")
 @click.option("--checkpoint-every", type=float, default=60.0, show_default=True, help="Seconds.")
 @click.option("--max-skipped", type=float, default=0.05, show_default=True, help="Share that may be unreadable.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as JSON.")
-@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw the report.")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw the report (PNG).")
 @click.option("--no-progress", is_flag=True, help="No progress bar.")
 def fit(
     data: Path,
@@ -77,6 +78,10 @@ def fit(
 
     if not output.parent.is_dir():
         raise OutputError(f"There is no folder {output.parent} to write {output.name} to. Make it first.")
+    if report is not None:
+        refuse_strangers([report], _is_our_report, overwrite=overwrite)
+    if figure is not None:
+        refuse_strangers([figure], is_our_png, overwrite=overwrite)
     with _ranks(device) as (place, rank):
         _log_to_stderr(rank)
         cam = wrap(load_model(name, weights, num_classes).to(place))
@@ -95,9 +100,9 @@ def fit(
         cam.probe.save(output, overwrite=overwrite)
         click.echo(f"{found}\nWrote {output}.")
         if report is not None:
-            _write(report, lambda path: path.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8"))
+            write_bytes(report, json.dumps({"software": SOFTWARE, **found.as_dict()}, indent=2).encode())
         if figure is not None:
-            _write(figure, lambda path: found.figure().save(path))
+            save_png(found.figure(), figure, overwrite=overwrite)
 
 
 @contextmanager
@@ -129,8 +134,9 @@ def _log_to_stderr(rank: int) -> None:
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
-def _write(path: Path, write: Any) -> None:
+def _is_our_report(path: Path) -> bool:
     try:
-        write(path)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path} cannot be written: {error}. The probe is saved; choose another path.") from error
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("software") == SOFTWARE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from camhook.errors import CamhookError, OutputError
+from camhook.files import replacing_file
 
 __all__ = ["read_tensors", "write_tensors"]
 
@@ -29,18 +29,16 @@ def write_tensors(
     OutputError
         The path cannot be written to.
     """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.part")  # what a killed run left is written over by the next
     metadata = {"format": kind, "software": f"camhook {version('camhook')}", "facts": json.dumps(facts)}
+    values = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
-        _to_disk(partial)
-        os.replace(partial, target)
-        _to_disk(target.parent)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"{target} cannot be written: {error}. Choose another path, or make room.") from error
+        with replacing_file(Path(path), durable=True) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # by the user's own umask; safetensors would let nobody else read it
+            save_file(values, partial, metadata)
+            partial.chmod(mode)
+    except SafetensorError as error:
+        raise OutputError(f"{os.fspath(path)} cannot be written: {error}. Choose another path.") from error
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -64,13 +62,3 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
         found = f"a safetensors file of format {metadata.get('format')!r}"
         raise CamhookError(f"{os.fspath(path)} is {found}, expected {kind!r}. Pass a file that camhook wrote as that.")
     return tensors, facts
-
-
-def _to_disk(path: Path) -> None:
-    """Have the disk hold what was written, also after a power cut; Windows cannot be asked for that of a folder."""
-    with contextlib.suppress(PermissionError):
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

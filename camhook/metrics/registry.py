@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from camhook.errors import CamhookError
 from camhook.metrics import extent, faithfulness, imputation, localisation, perturbation, robustness, sanity
+from camhook.naming import hint
 
 __all__ = ["METRICS", "Metric", "metric"]
 
@@ -142,7 +142,4 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    wanted = str(name).strip().lower().replace(" ", "_").replace("-", "_")
-    near = difflib.get_close_matches(wanted, METRICS) or [known for known in METRICS if wanted and wanted in known]
-    hint = f"Did you mean {', '.join(near)}?" if near else f"There are {', '.join(METRICS)}."
-    raise CamhookError(f"No metric is named {name!r}. {hint}")
+    raise CamhookError(f"No metric is named {name!r}. {hint(str(name), METRICS)}")
