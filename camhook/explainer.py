@@ -11,25 +11,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camhook.accounting import Accounting
 from camhook.adapters.base import Adapter
 from camhook.capture import Capture, Pass, watching
 from camhook.description import Description
 from camhook.dissection import dissected
-from camhook.errors import CamhookError, UnsupportedModelError
+from camhook.errors import UnsupportedModelError
 from camhook.explaining import Accounted, check_method
 from camhook.fitting.probe import Probe
-from camhook.fitting.reports import FitReport
 from camhook.hooks import evaluating
 from camhook.images import Geometry, ImageBatch, Source, TensorPhotos
 from camhook.inputs import size_of
 from camhook.observing import Observation, observing
 from camhook.plan import Plan, model_name
-from camhook.probing import check_probe, probe_names
+from camhook.probed import ProbedModel
 from camhook.results import CAMResult
 from camhook.tails import Output
-from camhook.targets import ClassNames
-from camhook.wrapped import WrappedModel
 
 __all__ = ["CAM", "Description", "wrap"]
 
@@ -91,18 +87,16 @@ def wrap(
     cam = CAM(model, adapter, target_layer, class_names, data_config, input_size, output)
     cam.strict, cam._method = strict, method
     if cam._input_size is not None:
-        cam._plan_for(cam._input_size)
+        cam.plan_for(cam._input_size)
     if probe is not None:
         cam.probe = probe if isinstance(probe, Probe) else Probe.load(probe)
     return cam
 
 
-class CAM(WrappedModel):
+class CAM(ProbedModel):
     """A wrapped model; made by `wrap`. Calling it explains pictures."""
 
     strict = False
-    _method = "auto"
-    _probe: Probe | None = None
 
     @torch.inference_mode(False)
     def __call__(
@@ -136,7 +130,7 @@ class CAM(WrappedModel):
         ImageError, TargetError, HookError, CompletenessError
             Each says what was found, what was expected and what to do.
         """
-        tensor, batch = self._inputs(images)
+        tensor, batch = self.inputs(images)
         with self._accounted(tensor, method or self._method) as accounted:
             return self._result(accounted, tensor, batch, target, topk, contrast)
 
@@ -174,7 +168,7 @@ class CAM(WrappedModel):
                 f"capture() cannot watch a model inside {self._found_in}: hooks set on it now do not fire there. Call "
                 "cam(images), which runs the module itself, or wrap and run the module itself."
             )
-        plan = self._plan_for(next(iter(self._plans), None) or self._known_size())
+        plan = self.plan_for(next(iter(self._plans), None) or self._known_size())
         self._check_head(plan)
         if plan.passes == 2:
             raise UnsupportedModelError(
@@ -187,7 +181,7 @@ class CAM(WrappedModel):
     @torch.inference_mode(False)
     def _finish(self, plan: Plan, passed: Pass, target: Any, topk: int | None, contrast: Any) -> CAMResult:
         """Explain a forward pass that the caller ran."""
-        logits = self._logits(passed.output).detach()
+        logits = self.logits_of(passed.output).detach()
         with torch.no_grad(), torch.autocast(passed.inputs.device.type, enabled=False):
             accounted = self._account(plan, passed.observation, passed.inputs, logits)
             return self._result(accounted, passed.inputs, None, target, topk, contrast)
@@ -202,8 +196,8 @@ class CAM(WrappedModel):
         contrast: Any,
     ) -> CAMResult:
         photos: Sequence[Image.Image] | None = batch.photos if batch else None
-        if batch is None and self._preprocessing is not None:
-            photos = TensorPhotos(self._preprocessing, tensor)
+        if batch is None and self.preprocessing is not None:
+            photos = TensorPhotos(self.preprocessing, tensor)
         return CAMResult(
             **accounted.answer(target, topk, contrast, strict=self.strict),
             model_name=model_name(self.model),
@@ -220,7 +214,7 @@ class CAM(WrappedModel):
         CamhookError
             If that is not known yet, since the input size is not: pass ``input_size=`` to wrap, or explain an image.
         """
-        plan = self._plan_for(next(iter(self._plans), None) or self._known_size())
+        plan = self.plan_for(next(iter(self._plans), None) or self._known_size())
         return Description.of(model_name(self.model), plan)
 
     @torch.inference_mode(False)
@@ -241,68 +235,15 @@ class CAM(WrappedModel):
         PIL.Image.Image
             photo = channel + ... + the other channels + offset = map, in logits.
         """
-        tensor, batch = self._inputs(photo)
+        tensor, batch = self.inputs(photo)
         with self._accounted(tensor, self._method) as accounted:
             result = self._result(accounted, tensor, batch, target, None, None)
             return dissected(result, accounted.account, channels=channels)
 
-    def fit(self, data: Any, *, targets: Any = "labels", pool: Any = "gap", **options: Any) -> FitReport:
-        """Fit a probe on the model's frozen features, and take it as this CAM's probe; see `camhook.fitting.fit.fit`.
-
-        Parameters
-        ----------
-        data
-            A folder with a folder of images a class, a Dataset or DataLoader, pairs (images, labels), features.
-        targets
-            ``"labels"``: the data's classes; ``"logits"``: the model's own scores, for which no labels are needed.
-        pool
-            ``"gap"``, or ``"attention"``: weighted by the class token's last attention.
-        **options
-            The solver, weights, checkpoints and the rest.
-
-        Returns
-        -------
-        FitReport
-            How far the probe may be believed, measured on images held out.
-        """
-        from camhook.fitting.fit import fit
-
-        return fit(self, data, targets=targets, pool=pool, **options)
-
-    @property
-    def probe(self) -> Probe | None:
-        """The probe on the model's frozen features, if there is one.
-
-        Setting one raises `ProbeMismatchError` if it was fitted on another model, layer, layout or width.
-        """
-        return self._probe
-
-    @probe.setter
-    def probe(self, probe: Probe | None) -> None:
-        if probe is not None:
-            check_probe(probe, self.model, self.encoder)
-        self._probe = probe
-
-    @property
-    def class_names(self) -> ClassNames:
-        """The names of the classes that are explained by default: the probe's, if it was fitted on labels."""
-        plan = next(iter(self._plans.values()), None)
-        return (
-            probe_names(self._probe, self._class_names) if self._uses_probe(plan, self._method) else self._class_names
-        )
-
-    def _uses_probe(self, plan: Plan | None, method: str) -> bool:
-        check_method(method)
-        if method == "probe" and self._probe is None:
-            raise CamhookError("There is no probe: fit one, cam.fit(data), or pass probe= to wrap.")
-        if method != "auto" or self._probe is None:
-            return method == "probe"
-        return self._probe.info.targets != "logits" or (plan is not None and plan.head is None)
-
     @contextmanager
     def _accounted(self, tensor: Tensor, method: str) -> Iterator[Accounted]:
         """Run the model once, in eval mode, and within the block account for its logits, or for a probe's."""
-        plan = self._plan_for(size_of(tensor))
+        plan = self.plan_for(size_of(tensor))
         with torch.no_grad():
             if self._uses_probe(plan, method):
                 with torch.autocast(tensor.device.type, enabled=False):
@@ -310,21 +251,13 @@ class CAM(WrappedModel):
                 return
             self._check_head(plan)
             with evaluating(self.model), observing(self.model, plan) as observation:
-                logits = self._logits(self.model(tensor)).detach()
+                logits = self.logits_of(self.model(tensor)).detach()
             with torch.autocast(tensor.device.type, enabled=False):
                 yield self._account(plan, observation, tensor, logits)
 
-    def _account_for_probe(self, tensor: Tensor) -> Accounted:
-        probe = self._probe
-        assert probe is not None
-        source, _ = self.pooled(tensor, probe.info.pooling)
-        account = Accounting(probe.scores, [source], widens=True, dtype=source.positions.dtype)
-        names, head = probe_names(probe, self._class_names), f"{probe.info.pooling}/linear"
-        return Accounted(probe.scores(source.full), account, names, "probe", head, str(self.encoder.point))
-
     def _account(self, plan: Plan, observation: Observation, tensor: Tensor, logits: Tensor) -> Accounted:
-        account = observation.account(plan, self._twin.module(), tensor, self._logits)
-        return Accounted(logits, account, self._class_names, "model", str(plan.head), plan.target_layer)
+        account = observation.account(plan, self._twin.module(), tensor, self.logits_of)
+        return Accounted(logits, account, self.model_class_names, "model", str(plan.head), plan.target_layer)
 
     def _check_head(self, plan: Plan) -> None:
         if plan.head is None:

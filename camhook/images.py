@@ -144,23 +144,23 @@ class Preprocessing:
     def __init__(self, data_config: Mapping[str, Any], in_chans: int = 3) -> None:
         if missing := {"input_size", "mean", "std"} - set(data_config):
             raise ImageError(f"data_config lacks {sorted(missing)}, found {sorted(data_config)}: {_CONFIG_ADVICE}.")
-        self._config = {**data_config, "is_training": False}
-        self._in_chans = in_chans
-        if self._config.get("interpolation") == "random":
-            self._config["interpolation"] = "bilinear"
+        self.config = {**data_config, "is_training": False}
+        self.in_chans = in_chans
+        if self.config.get("interpolation") == "random":
+            self.config["interpolation"] = "bilinear"
         if in_chans == 1:
-            self._config |= {key: (sum(data_config[key]) / len(data_config[key]),) for key in ("mean", "std")}
+            self.config |= {key: (sum(data_config[key]) / len(data_config[key]),) for key in ("mean", "std")}
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the model's input in pixels."""
-        height, width = self._config["input_size"][-2:]
+        height, width = self.config["input_size"][-2:]
         return height, width
 
     def __call__(self, sources: Sequence[Source]) -> ImageBatch:
         """Read photos, as `load_photo` does, and make them ready; an `ImageError` says why that cannot be done."""
-        if self._in_chans not in (1, 3):
-            raise ImageError(f"photos do not have {self._in_chans} channels; pass a preprocessed (B, C, H, W) tensor.")
+        if self.in_chans not in (1, 3):
+            raise ImageError(f"photos do not have {self.in_chans} channels; pass a preprocessed (B, C, H, W) tensor.")
         if isinstance(sources, (str, os.PathLike, Image.Image, np.ndarray)):
             raise ImageError(f"found one {type(sources).__name__}, expected a list of images: put it in a list.")
         if len(sources) == 0:
@@ -181,7 +181,7 @@ class Preprocessing:
         """
         pixels = tensor.detach().float().cpu()
         if pixels.shape[1] in (1, 3):
-            mean, std = (torch.tensor(self._config[key], device="cpu").view(-1, 1, 1) for key in ("mean", "std"))
+            mean, std = (torch.tensor(self.config[key], device="cpu").view(-1, 1, 1) for key in ("mean", "std"))
             grey = pixels.shape[1] == 1
             pixels = pixels * (std.mean() if grey else std) + (mean.mean() if grey else mean)
         else:
@@ -197,9 +197,9 @@ class Preprocessing:
         from timm.data.transforms_factory import create_transform
         from torchvision.transforms import CenterCrop, Normalize, Resize, ToTensor
 
-        with _guarded(f"data_config {self._config}", advice=_CONFIG_ADVICE):
-            steps = create_transform(**self._config).transforms
-        picture: Any = photo.convert("L") if self._in_chans == 1 else photo
+        with _guarded(f"data_config {self.config}", advice=_CONFIG_ADVICE):
+            steps = create_transform(**self.config).transforms
+        picture: Any = photo.convert("L") if self.in_chans == 1 else photo
         size, scale, offset = np.array((photo.height, photo.width)), np.ones(2), np.zeros(2)
         known = (Resize, ResizeKeepRatio, CenterCrop, CenterCropOrPad, TrimBorder, ToTensor, Normalize)
         for step in steps:

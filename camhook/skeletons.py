@@ -111,7 +111,7 @@ class StandIn(TorchFunctionMode):
 
     def __init__(self, skeleton: Skeleton, inputs: Tensor) -> None:
         super().__init__()
-        self._inputs = inputs
+        self.inputs = inputs
         self._live = skeleton.live
         self._values: dict[int, Tensor] = {}
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
@@ -131,7 +131,7 @@ class StandIn(TorchFunctionMode):
 
     def __enter__(self) -> StandIn:
         self._made = {}
-        self._of_inputs[self._inputs] = None
+        self._of_inputs[self.inputs] = None
         self.came_round = False
         super().__enter__()  # type: ignore[no-untyped-call]
         return self

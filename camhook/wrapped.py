@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -25,11 +25,28 @@ from camhook.sources import MeanSource, WeightedSource
 from camhook.tails import Output
 from camhook.targets import ClassNames
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["WrappedModel"]
 
 
 class WrappedModel:
-    """A live model, a twin of it, its preprocessing, and its plans by input size."""
+    """A live model, a twin of it, its preprocessing, and its plans by input size.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The live model; the module inside, if it came compiled or parallel.
+    in_chans : int
+        How many channels it takes.
+    preprocessing : Preprocessing or None
+        How photos become its input, if that is known.
+    output : callable
+        Picks the logits out of what it returns.
+    model_class_names : ClassNames
+        The names of the model's own classes.
+    """
 
     def __init__(
         self,
@@ -43,19 +60,19 @@ class WrappedModel:
     ) -> None:
         self.model, self._found_in = original(model)
         model = self.model
-        self._class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
+        self.model_class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
         # Names that come with weights hold if there are as many classes: fine-tuned models get their transforms too.
         self._likely_names = {} if class_names is not None else class_names_of(data_config) or class_names_of(model)
         self._adapter, self._target_layer = adapter, target_layer
-        self._output = selector(output)
+        self.output = selector(output)
         given = None if data_config is None else data_config_of(data_config)
         config = own_config(model) if given is None else given
         self._input_size = resolve_input_size(model, given, input_size, config)
-        self._in_chans = in_chans_of(model, self._input_size)
-        self._preprocessing: Preprocessing | None = None
+        self.in_chans = in_chans_of(model, self._input_size)
+        self.preprocessing: Preprocessing | None = None
         if config is not None and self._input_size is not None:
-            config["input_size"] = (self._in_chans, *self._input_size)
-            self._preprocessing = Preprocessing(config, self._in_chans)
+            config["input_size"] = (self.in_chans, *self._input_size)
+            self.preprocessing = Preprocessing(config, self.in_chans)
         self._twin = Twin(model)
         self._plans: dict[tuple[int, int], Plan] = {}
 
@@ -68,7 +85,7 @@ class WrappedModel:
         UnsupportedModelError
             If none were found.
         """
-        features = self._plan_for(next(iter(self._plans), None) or self._known_size()).encoder
+        features = self.plan_for(next(iter(self._plans), None) or self._known_size()).encoder
         if features is None:
             raise UnsupportedModelError(
                 f"{model_name(self.model)}: no last features with positions were found for a probe. If you know the "
@@ -77,7 +94,9 @@ class WrappedModel:
         return features
 
     @torch.inference_mode(False)
-    def pooled(self, images: Tensor, pooling: str = "gap") -> tuple[MeanSource | WeightedSource, Any]:
+    def pooled(
+        self, images: Tensor, pooling: str = "gap", *, inference: bool = False
+    ) -> tuple[MeanSource | WeightedSource, Any]:
         """Run the model once, frozen and in eval mode, and pool its last features as a probe does.
 
         Parameters
@@ -86,6 +105,8 @@ class WrappedModel:
             Preprocessed, (B, C, H, W).
         pooling
             ``"gap"``: the mean over positions; ``"attention"``: weighted by the class token's last attention.
+        inference
+            Run the model in inference mode. What it keeps for itself at its first pass cannot be trained with then.
 
         Returns
         -------
@@ -99,11 +120,17 @@ class WrappedModel:
         UnsupportedModelError
             If there is no class token whose attention could pool.
         """
-        plan = self._plan_for(size_of(images)).for_probe(self.encoder, pooling)
+        plan = self.plan_for(size_of(images)).for_probe(self.encoder, pooling)
         with torch.no_grad():
-            with evaluating(self.model), observing(self.model, plan) as observation:
+            with torch.inference_mode(inference), evaluating(self.model), observing(self.model, plan) as observation:
                 returned = run_encoder(self.model, images)
-            return observation.pooled(plan, self._twin.module(), images), returned
+            with torch.autocast(images.device.type, enabled=False):
+                return observation.pooled(plan, self._twin.module(), images), returned
+
+    def like(self, model: nn.Module) -> Self:
+        """Return the same for another model of this architecture, such as a copy with other weights."""
+        given = (self._adapter, self._target_layer, None, None, self._input_size, self.output)
+        return type(self)(model, *given)
 
     def _known_size(self) -> tuple[int, int]:
         if self._input_size is None:
@@ -111,7 +138,7 @@ class WrappedModel:
         return self._input_size
 
     @torch.inference_mode(False)
-    def _plan_for(self, size: tuple[int, int]) -> Plan:
+    def plan_for(self, size: tuple[int, int]) -> Plan:
         """Return the plan for inputs of that size: any plan will do, but class tokens count their patches."""
         if size not in self._plans:
             known = next(iter(self._plans.values()), None)
@@ -120,18 +147,25 @@ class WrappedModel:
                 if known and known.tokens is None and known.reading is None
                 else make_plan(
                     self.model,
-                    (2, self._in_chans, *size),
+                    (2, self.in_chans, *size),
                     adapter=self._adapter,
                     target_layer=self._target_layer,
-                    output=self._output,
+                    output=self.output,
                 )
             )
         if len(self._likely_names) == self._plans[size].num_classes > 0:
-            self._class_names = ClassNames(self._likely_names)
+            self.model_class_names = ClassNames(self._likely_names)
         return self._plans[size]
 
-    def _logits(self, returned: Any) -> Tensor:
-        logits = self._output(returned)
+    def logits_of(self, returned: Any) -> Tensor:
+        """Return the logits (B, K) among what the model returned.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If they are nothing of the kind.
+        """
+        logits = self.output(returned)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise UnsupportedModelError(
@@ -140,17 +174,24 @@ class WrappedModel:
             )
         return logits
 
-    def _inputs(self, images: Any) -> tuple[Tensor, ImageBatch | None]:
+    def inputs(self, images: Any) -> tuple[Tensor, ImageBatch | None]:
+        """Return images as the model takes them and, if they were photos, what is known of these.
+
+        Raises
+        ------
+        ImageError
+            If they cannot be used as they are.
+        """
         reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
         if isinstance(images, Tensor):
             images = images.detach()
-            check_tensor(images, self._in_chans, reference)
+            check_tensor(images, self.in_chans, reference)
             return images, None
-        if self._preprocessing is None:
+        if self.preprocessing is None:
             raise ImageError(
                 "How to preprocess photos is not known for this model. Pass data_config= (and input_size=) to wrap, as "
                 "timm.data.resolve_model_data_config gives it, or pass a preprocessed (B, C, H, W) tensor."
             )
         single = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Sequence)
-        batch = self._preprocessing([images] if single else list(images))
+        batch = self.preprocessing([images] if single else list(images))
         return batch.tensor.to(device=reference.device, dtype=reference.dtype), batch

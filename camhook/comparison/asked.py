@@ -140,8 +140,8 @@ def _count(entries: Any) -> int | None:
 
 def pictures(cam: CAM, images: Tensor) -> list[Image.Image]:
     """Return what the model saw, to draw on."""
-    if cam._preprocessing is not None:
-        return cam._preprocessing.photos_of(images)
+    if cam.preprocessing is not None:
+        return cam.preprocessing.photos_of(images)
     pixels = images.detach().float().cpu()
     pixels = pixels if pixels.shape[1] == 3 else pixels.mean(1, keepdim=True)
     low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)

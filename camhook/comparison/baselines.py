@@ -77,7 +77,7 @@ def reference(cam: CAM, baseline: str | float | Tensor = "black") -> Reference:
 def _black(cam: CAM) -> Tensor:
     """Return what black is to a model, (C, 1, 1), by preprocessing a black picture."""
     try:
-        tensor, _ = cam._inputs([np.zeros((64, 64, 3), dtype=np.uint8)])
+        tensor, _ = cam.inputs([np.zeros((64, 64, 3), dtype=np.uint8)])
     except ImageError as error:
         raise CamhookError(
             "What black is to this model is not known, since its normalisation is not. Pass baseline= a number or a "

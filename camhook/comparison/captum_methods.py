@@ -199,7 +199,7 @@ def random(subject: Subject, images: Tensor, target: Tensor, grid: tuple[int, in
 
 def random_coarse(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
     """Return noise on a grid as coarse as camhook's map."""
-    grid = subject.cam._plan_for(size_of(images)).grid_size
+    grid = subject.cam.plan_for(size_of(images)).grid_size
     return random(subject, images, target, grid)
 
 

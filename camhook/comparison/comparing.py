@@ -121,7 +121,7 @@ def compare(
     measures = chosen_metrics(metrics, at_hand)
     if unknown := set(options) - set(names) - {each.name for each in measures}:
         raise CamhookError(f"Found options for {min(unknown)!r}, which is neither a method nor a metric here.")
-    pixels, batch = cam._inputs(images)
+    pixels, batch = cam.inputs(images)
     if cam(pixels[:1]).explains != "model":
         raise UnsupportedModelError(
             "A probe's scores are not the model's own, which is what Captum explains. Wrap the model without the probe."

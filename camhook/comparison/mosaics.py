@@ -106,7 +106,7 @@ def _fitting(subject: Subject, whole: Tensor, single: tuple[int, int], size: tup
             resized = F.interpolate(whole, wanted, mode="bilinear", antialias=True, align_corners=False)
         try:
             subject.logits(resized[:1])
-            subject.cam._plan_for(wanted)
+            subject.cam.plan_for(wanted)
         except (RuntimeError, AssertionError, ValueError, CamhookError) as error:
             refusal = error
         else:

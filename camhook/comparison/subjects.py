@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from camhook.comparison.baselines import Reference, reference
 from camhook.comparison.superpixels import grid_cells, superpixels
 from camhook.errors import CamhookError, UnsupportedModelError
-from camhook.explainer import CAM, wrap
+from camhook.explainer import CAM
 from camhook.hooks import replacing
 from camhook.inputs import size_of
 from camhook.metrics.inputs import checked_batch_size
@@ -83,7 +83,7 @@ class Subject:
         for module in copied.modules():
             if getattr(module, "inplace", None) is True:
                 module.__dict__["inplace"] = False
-        return Scorer(copied, self.cam._output).requires_grad_(False)
+        return Scorer(copied, self.cam.output).requires_grad_(False)
 
     def renew(self) -> None:
         """Make another copy for Captum, which may leave hooks behind where it fails."""
@@ -93,13 +93,7 @@ class Subject:
         """Return the same for another model of this architecture, such as a randomised copy."""
         other = copy.copy(self)
         other.scorer = scorer
-        other.cam = wrap(
-            scorer.model,
-            adapter=self.cam._adapter,
-            target_layer=self.cam._target_layer,
-            input_size=self.cam._input_size,
-            output=scorer.output,
-        )
+        other.cam = self.cam.like(scorer.model)
         return other
 
     def logits(self, images: Tensor) -> Tensor:
@@ -148,7 +142,7 @@ class Subject:
         return gradient is not None and bool(gradient.any())
 
     def _candidates(self, size: tuple[int, int]) -> Iterator[Features]:
-        plan = self.cam._plan_for(size)
+        plan = self.cam.plan_for(size)
         yield from sorted(plan.features, key=lambda each: -each.grid_size[0] * each.grid_size[1])
         if plan.encoder is not None:
             yield plan.encoder

@@ -29,7 +29,7 @@ from camhook.plan import model_name
 from camhook.probing import backbone_fingerprint
 
 if TYPE_CHECKING:
-    from camhook.explainer import CAM
+    from camhook.probed import ProbedModel
 
 __all__ = ["fit"]
 
@@ -39,7 +39,7 @@ Path = str | os.PathLike[str]
 
 
 def fit(
-    cam: CAM,
+    cam: ProbedModel,
     data: Any,
     *,
     targets: Literal["labels", "logits"] = "labels",
@@ -161,7 +161,7 @@ def fit(
     'probe'
     """
     _check(targets, solver, penalty, max_skipped, holdout)
-    source, preprocessing = as_source(data, columns), cam._preprocessing
+    source, preprocessing = as_source(data, columns), cam.preprocessing
     if isinstance(source, Stream) and checkpoint is not None:
         raise CamhookError(
             "Found data that come as a stream, with checkpoint=: their images have no numbers, so a killed fit cannot "
@@ -171,7 +171,7 @@ def fit(
     frozen = Frozen(cam, pool, autocast, channels_last)
     num_features, num_logits, replaced = sizes_of(frozen, source, first, targets)
     weighing = (class_weight, sample_weight)
-    goal = goal_of(num_logits, cam._class_names, source, first, targets, class_names, num_classes, *weighing)
+    goal = goal_of(num_logits, cam.model_class_names, source, first, targets, class_names, num_classes, *weighing)
     fingerprint = backbone_fingerprint(cam.model)
     device = frozen.device if frozen.device.type == "cuda" else torch.device("cpu")
     ranks, size = Ranks(device), source.size

@@ -16,11 +16,10 @@ from camhook.fitting.items import Pooled, Source
 from camhook.fitting.tally import Tally
 from camhook.hooks import evaluating, hooked
 from camhook.inputs import check_tensor, size_of
-from camhook.observing import observing
 from camhook.probing import run_encoder
 
 if TYPE_CHECKING:
-    from camhook.explainer import CAM
+    from camhook.probed import ProbedModel
 
 __all__ = ["Frozen", "head_parameters", "learner", "sizes_of"]
 
@@ -38,7 +37,7 @@ class Frozen:
     device, num_features
     """
 
-    def __init__(self, cam: CAM, pool: str, autocast: torch.dtype | None, channels_last: bool) -> None:
+    def __init__(self, cam: ProbedModel, pool: str, autocast: torch.dtype | None, channels_last: bool) -> None:
         self._cam, self._pool, self._autocast = cam, pool, autocast
         self._format = torch.channels_last if channels_last else torch.preserve_format
         self._like = next((p for p in cam.model.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -55,32 +54,26 @@ class Frozen:
         """Return images (B, C, H, W) as the model takes them."""
         if images.is_floating_point():
             images = images.to(self.device, self._like.dtype, non_blocking=True, memory_format=self._format)
-        check_tensor(images, self._cam._in_chans, self._like)
+        check_tensor(images, self._cam.in_chans, self._like)
         return images
 
     def has_head(self, images: Tensor) -> bool:
         """Tell whether the model gives scores for such images."""
-        return self._cam._plan_for(size_of(images)).head is not None
+        return self._cam.plan_for(size_of(images)).head is not None
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return pooled features (B, C) and, if the model has a head, its scores (B, K)."""
-        cam, size = self._cam, size_of(images)
-        whole = cam._plan_for(size)
-        plan = whole.for_probe(cam.encoder, self._pool)
+        size = size_of(images)
         # What a model keeps on its own at its first pass must be tensors that it can be trained with afterwards.
         inference = size in self._seen
-        with (
-            torch.no_grad(),
-            torch.inference_mode(inference),
-            torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None),
-            evaluating(cam.model),
-            observing(cam.model, plan) as observation,
-        ):
-            returned = run_encoder(cam.model, images)
+        with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
+            source, returned = self._cam.pooled(images, self._pool, inference=inference)
         self._seen.add(size)
+        if not self.has_head(images):
+            return source.full, None
         with torch.inference_mode(False), torch.no_grad():
-            pooled = observation.pooled(plan, cam._twin.module(), images).full
-            return pooled, cam._logits(returned).float() if whole.head is not None else None
+            logits = self._cam.logits_of(returned)
+            return source.full, (logits.clone() if logits.is_inference() else logits).float()
 
 
 def learner(

@@ -14,13 +14,13 @@ from camhook.fitting.statistics import Statistics
 from camhook.plan import model_name
 
 if TYPE_CHECKING:
-    from camhook.explainer import CAM
+    from camhook.probed import ProbedModel
 
 __all__ = ["outcome", "preprocessing_of"]
 
 
 def outcome(
-    cam: CAM,
+    cam: ProbedModel,
     pool: str,
     solver: str,
     goal: Goal,
@@ -72,9 +72,9 @@ def outcome(
     return report, Probe(solution.weight, solution.bias, info)
 
 
-def preprocessing_of(cam: CAM) -> dict[str, Any]:
+def preprocessing_of(cam: ProbedModel) -> dict[str, Any]:
     """Return timm's preprocessing dictionary for the model's images; empty if it is not known."""
-    config = {} if cam._preprocessing is None else cam._preprocessing._config
+    config = {} if cam.preprocessing is None else cam.preprocessing.config
     return {name: value for name, value in config.items() if name != "is_training"}
 
 
