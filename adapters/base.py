@@ -76,7 +76,7 @@ class Layout:
             return features.permute(0, 3, 1, 2), None
         tokens = features[:, self.num_prefix_tokens :]
         prefix = features[:, : self.num_prefix_tokens] if self.num_prefix_tokens else None
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid_size), prefix
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid_size), prefix
 
     def join(self, positions: Tensor, prefix: Tensor | None) -> Tensor:
         """Undo `split`."""

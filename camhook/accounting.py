@@ -36,7 +36,7 @@ class Accounting:
     def __init__(self, run: Run, sources: Sequence[Source], *, widens: bool, dtype: torch.dtype) -> None:
         self.sources = list(sources)
         self.dtype = dtype
-        self._widens = widens
+        self.widens = widens
         self._frozen = FrozenTail(run, [s.full for s in sources], [s.rest for s in sources])
 
     @property
@@ -61,11 +61,20 @@ class Accounting:
 
     def maps(self, targets: Tensor) -> Tensor:
         """Return the wanted classes' maps, (B, T, h, w); the mean of one plus its offset is the logit."""
-        if targets.shape[1] <= _FEW_CLASSES or not self._widens:
+        if targets.shape[1] <= _FEW_CLASSES or not self.widens:
             slopes = self.slopes(targets)
             return joined([source.maps(of_source) for source, of_source in zip(self.sources, slopes, strict=True)])
-        maps = joined([self._maps_of_all(grid_size) for grid_size in {s.grid_size for s in self.sources}])
+        maps = self.all_maps()
         return maps.gather(1, targets[..., None, None].expand(-1, -1, *maps.shape[2:]))
+
+    def all_maps(self) -> Tensor:
+        """Return the maps of all classes in order, (B, K, h, w)."""
+        if not self.widens:
+            count = self._frozen.offset.shape[1]
+            return self.maps(
+                torch.arange(count, device=self._frozen.offset.device).expand(len(self._frozen.offset), -1)
+            )
+        return joined([self._maps_of_all(grid_size) for grid_size in sorted({s.grid_size for s in self.sources})])
 
     @torch.no_grad()
     def _maps_of_all(self, grid_size: tuple[int, int]) -> Tensor:
@@ -79,6 +88,6 @@ class Accounting:
                 for s in self.sources
             ]
             logits = self._frozen(*given, straight=True, repeats=stop - start)
-            parts.append(logits.unflatten(0, (len(offset), -1)) - offset[:, None])
+            parts.append(logits.unflatten(0, (offset.shape[0], -1)) - offset[:, None])
         maps = torch.cat(parts, 1).mT
         return maps.reshape(*maps.shape[:2], *grid_size)

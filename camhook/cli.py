@@ -1,20 +1,22 @@
-"""The command line: ``camhook demo``, ``explain``, ``fit``, ``describe``, ``models``, ``check``."""
+"""The command line: ``camhook demo``, ``explain``, ``export``, ``fit``, ``describe``, ``models``, ``check``."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from camhook.bulk.command import explain
 from camhook.comparison.command import compare
-from camhook.errors import CamhookError, ImageError, OutputError
+from camhook.errors import CamhookError, OutputError
+from camhook.exporting.command import export
 from camhook.fitting.command import fit
-from camhook.loading import create, load_model, photo_files, unique_names, unknown_architecture
+from camhook.loading import create, load_model, unknown_architecture
 
 __all__ = ["main"]
 
@@ -98,76 +100,9 @@ def demo(output: Path, overwrite: bool) -> None:
     click.echo(f"\nWrote {output} in {time.perf_counter() - started:.1f} s.")
 
 
-@main.command()
-@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", "name", required=True, help="A timm architecture, hf-hub:NAME, or demo.")
-@_with_model_options
-@click.option("--target", "targets", multiple=True, help="A class, by index or name; may be repeated.")
-@click.option("--topk", type=int, help="The so many classes with the highest scores, instead of targets.")
-@click.option("--rivals", is_flag=True, help="Explain why this class and not its ten strongest rivals.")
-@click.option("--probe", type=click.Path(path_type=Path), help="Explain the scores of this probe (see fit) instead.")
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="A directory; one photo: or a .png file."
-)
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace files that camhook did not write.")
-def explain(
-    photos: Sequence[Path],
-    name: str,
-    checkpoint: str | None,
-    num_classes: int | None,
-    targets: Sequence[str],
-    topk: int | None,
-    rivals: bool,
-    probe: Path | None,
-    output: Path,
-    batch_size: int,
-    overwrite: bool,
-) -> None:
-    """Explain PHOTOS (files, or folders of them) and write overlays, raw maps and a manifest for each.
-
-    Photos that cannot be read are skipped and listed, and the exit status is 1 then.
-    """
-    from tqdm import tqdm
-
-    from camhook import wrap
-    from camhook.images import load_photo
-
-    files = list(photo_files(photos))
-    if output.suffix.lower() == ".png" and len(files) > 1:
-        raise OutputError(f"{len(files)} photos were given and one file, {output}. Pass a directory as --output.")
-    names = unique_names(files)
-    cam = wrap(load_model(name, checkpoint, num_classes), probe=probe, method="probe" if probe else "auto")
-    if cam.probe is not None:
-        click.echo(cam.probe)
-    wanted: Any = [int(t) if t.isdecimal() else t for t in targets] or None
-    skipped = []
-    with tqdm(total=len(files), unit="photo", disable=len(files) < 4) as bar:
-        for start in range(0, len(files), batch_size):
-            batch = []
-            for file in files[start : start + batch_size]:
-                try:
-                    batch.append((file, load_photo(file)))
-                except ImageError as error:
-                    skipped.append(str(error))
-            if batch:
-                result = cam(
-                    [photo for _, photo in batch],
-                    None if wanted is None else [wanted] * len(batch),
-                    topk=topk,
-                    contrast="rivals" if rivals else None,
-                ).renamed([names[file] for file, _ in batch])
-                result.save(output, overwrite=overwrite)
-                for index in range(len(result)):
-                    for position in range(result.target.shape[1]):
-                        tqdm.write(f"{result.names[index]}: {result.caption(index, position)}", file=sys.stdout)
-            bar.update(min(batch_size, len(files) - start))
-    click.echo(f"Explained {len(files) - len(skipped)} of {len(files)} photos; wrote to {output}.")
-    if skipped:
-        raise click.ClickException("skipped:\n  " + "\n  ".join(skipped))
-
-
 main.add_command(compare)
+main.add_command(explain)
+main.add_command(export)
 main.add_command(fit)
 
 

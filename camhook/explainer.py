@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -25,7 +25,12 @@ from camhook.observing import Observation, observing
 from camhook.plan import Plan, model_name
 from camhook.probed import ProbedModel
 from camhook.results import CAMResult
+from camhook.skeletons import Twin
 from camhook.tails import Output
+
+if TYPE_CHECKING:
+    from camhook.exporting.files import Exported
+    from camhook.exporting.modules import MapModule
 
 __all__ = ["CAM", "Description", "wrap"]
 
@@ -131,7 +136,7 @@ class CAM(ProbedModel):
             Each says what was found, what was expected and what to do.
         """
         tensor, batch = self.inputs(images)
-        with self._accounted(tensor, method or self._method) as accounted:
+        with self.accounted(tensor, method or self._method) as accounted:
             return self._result(accounted, tensor, batch, target, topk, contrast)
 
     @contextmanager
@@ -236,12 +241,98 @@ class CAM(ProbedModel):
             photo = channel + ... + the other channels + offset = map, in logits.
         """
         tensor, batch = self.inputs(photo)
-        with self._accounted(tensor, self._method) as accounted:
+        with self.accounted(tensor, self._method) as accounted:
             result = self._result(accounted, tensor, batch, target, None, None)
             return dissected(result, accounted.account, channels=channels)
 
+    def module(
+        self,
+        target: Any = None,
+        *,
+        topk: int | None = None,
+        input_size: Sequence[int] | None = None,
+        method: str | None = None,
+    ) -> MapModule:
+        """Return the model and its maps as one plain module, whose graph holds no hook: for compilers and exporters.
+
+        Parameters
+        ----------
+        target
+            A class, or a list of them, by index or name; ``"all"``. The same for every image.
+        topk
+            The so many classes with the highest logits, picked within the graph; default 1.
+        input_size
+            (height, width) of its images; default the model's own.
+
+        Returns
+        -------
+        MapModule
+            From preprocessed images (B, C, H, W) to logits (B, K) and maps (B, T, h, w), for any B. Its weights are a
+            copy.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If what the model does depends on the pictures' values or on how many there are.
+
+        Examples
+        --------
+        >>> import timm
+        >>> module = wrap(timm.create_model("test_resnet")).module(topk=3)
+        >>> logits, maps = module(torch.randn(2, 3, 160, 160))
+        >>> logits.shape, maps.shape
+        (torch.Size([2, 1000]), torch.Size([2, 3, 5, 5]))
+        """
+        return self._recorded(target, topk, input_size, method, single=False)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        target: Any = None,
+        *,
+        topk: int | None = None,
+        input_size: Sequence[int] | None = None,
+        method: str | None = None,
+        overwrite: bool = False,
+    ) -> Exported:
+        """Write the model and its maps to a file, ``.onnx`` or ``.pt2``, and run that again to see that it is the same.
+
+        Preprocessing and class names are written into it (``metadata_props["camhook"]``, as JSON). See `module` for
+        the other parameters.
+
+        Returns
+        -------
+        Exported
+            The path, and how far the file's logits and maps are from the model's own.
+
+        Raises
+        ------
+        OutputError
+            If a file is there that camhook did not write, or the path cannot be written to.
+        UnsupportedModelError
+            If the model cannot be written in that format.
+        DependencyError
+            If ONNX is asked for and its packages are not installed.
+        """
+        from camhook.exporting.files import metadata, write
+
+        is_onnx = os.fspath(path).endswith(".onnx")
+        module = self._recorded(target, topk, input_size, method, single=is_onnx)
+        return write(module, path, metadata(self, module), overwrite=overwrite)
+
+    def _recorded(
+        self, target: Any, topk: int | None, input_size: Sequence[int] | None, method: str | None, *, single: bool
+    ) -> MapModule:
+        from camhook.exporting.making import map_module
+
+        size = input_size or next(iter(self._plans), None) or self._known_size()
+        self.plan_for((size[0], size[1]))
+        copied = self.like(Twin(self.model).module())
+        copied.model_class_names, copied.probe = self.model_class_names, self._probe
+        return map_module(copied, target, topk, size, method=method or self._method, single=single)
+
     @contextmanager
-    def _accounted(self, tensor: Tensor, method: str) -> Iterator[Accounted]:
+    def accounted(self, tensor: Tensor, method: str) -> Iterator[Accounted]:
         """Run the model once, in eval mode, and within the block account for its logits, or for a probe's."""
         plan = self.plan_for(size_of(tensor))
         with torch.no_grad():

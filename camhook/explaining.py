@@ -57,7 +57,9 @@ class Accounted:
         wide = self.logits.to(self.account.logits.dtype)
 
         def explained(classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self.account.maps(classes), self.account.offset(classes), wide.gather(1, classes)
+            every = isinstance(target, str) and target == "all" and classes is targets
+            maps = self.account.all_maps() if every else self.account.maps(classes)
+            return maps, self.account.offset(classes), wide.gather(1, classes)
 
         maps, offset, scores = explained(targets)
         if contrast is not None:

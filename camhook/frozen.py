@@ -11,7 +11,9 @@ it is the path integral of Sundararajan et al. 2017 in closed form).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -23,10 +25,21 @@ from torch.utils.weak import WeakIdKeyDictionary
 from camhook.arguments import mapped, tensors_of
 from camhook.steps import ACTIVATIONS, DIVISIONS, HELD, PRODUCTS, STATISTICS, mha_parts
 
-__all__ = ["FrozenTail"]
+__all__ = ["FrozenTail", "single_precision"]
 
 Phase = Literal["full", "rest", "held", "straight", "look"]
 _HALF = (torch.float16, torch.bfloat16)
+_SINGLE = ContextVar("single", default=False)
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Take secants in the features' own precision within the block, for what has few steps in double precision."""
+    token = _SINGLE.set(True)
+    try:
+        yield
+    finally:
+        _SINGLE.reset(token)
 
 
 class _Bend:
@@ -134,6 +147,8 @@ class _Hold(TorchFunctionMode):
             if any(t.dtype in _HALF and not t.is_meta for t in tensors):  # constants are widened too
                 args, kwargs = mapped(self._usable, args, kwargs)
             return func(*args, **kwargs)
+        if func in (Tensor.to, Tensor.type_as) and args[0] not in self._live:
+            return func(*args, **kwargs)  # a constant, brought to the type of something live, stays one
         if getattr(func, "__name__", "") == "__get__":  # .shape and the like; .mT is alive too
             return self._mark(func(*args, **kwargs))
         return self._mark(self._step(func, args, kwargs))
@@ -233,11 +248,12 @@ def _acting(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
 
 def _secant(act: Callable[[Tensor], Tensor], rest: Tensor, full: Tensor) -> Tensor:
     """Return (act(full) - act(rest)) / (full - rest), and the slope half-way where the two all but coincide."""
-    wide = torch.float32 if rest.device.type == "mps" else torch.float64
+    is_single = rest.device.type == "mps" or _SINGLE.get()
+    wide, short, small = (torch.float32, 1e-2, 1e-3) if is_single else (torch.float64, 1e-5, 1e-8)
     start, end = rest.to(wide), full.to(wide)
     step = end - start
     rise, size = act(end) - act(start), act(end).abs() + act(start).abs()
-    near = (step.abs() < 1e-5) & (rise.abs() <= 1e-8 * size)  # too little to be told from rounding
+    near = (step.abs() < short) & (rise.abs() <= small * size)  # too little to be told from rounding
     with torch.enable_grad():
         middle = (start + step / 2).requires_grad_()
         (slope,) = torch.autograd.grad(act(middle).sum(), middle)

@@ -76,8 +76,8 @@ class Embedding:
     def __call__(self, vectors: Tensor) -> Tensor:
         """Lay out vectors (n * B, C), those of one image in a row, as features."""
         prefix = self._prefix
-        if prefix is not None and len(prefix) != len(vectors):
-            prefix = prefix.repeat_interleave(len(vectors) // len(prefix), 0)
+        if prefix is not None and prefix.shape[0] != vectors.shape[0]:
+            prefix = prefix.repeat_interleave(vectors.shape[0] // prefix.shape[0], 0)
         return self._layout.join(vectors[:, :, None, None].expand(-1, -1, *self._cell), prefix)
 
 

@@ -89,7 +89,6 @@ def hooked(model: nn.Module, hooks: Iterable[tuple[str, str, Callable[..., Any]]
     HookError
         If the model has no such module.
     """
-    modules = dict(model.named_modules())
     owner = threading.get_ident()
     handles = []
 
@@ -98,12 +97,16 @@ def hooked(model: nn.Module, hooks: Iterable[tuple[str, str, Callable[..., Any]]
 
     try:
         for name, side, hook in hooks:
-            if name not in modules:
-                raise HookError(f"The model no longer has the module {name!r}, where the map is read. Wrap it again.")
+            try:
+                module = model.get_submodule(name)
+            except AttributeError as error:
+                raise HookError(
+                    f"The model no longer has the module {name!r}, where the map is read. Wrap it again."
+                ) from error
             if side == "input":
-                handles.append(modules[name].register_forward_pre_hook(ours(hook), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(ours(hook), with_kwargs=True))
             else:
-                handles.append(modules[name].register_forward_hook(ours(hook)))
+                handles.append(module.register_forward_hook(ours(hook)))
         yield
     finally:
         for handle in handles:

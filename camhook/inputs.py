@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from camhook.tails import Output
 from camhook.tracing import trace
 
 __all__ = [
+    "Selector",
     "check_tensor",
     "described",
     "in_chans_of",
@@ -65,32 +67,39 @@ def check_tensor(images: Tensor, in_chans: int, reference: Tensor) -> None:
         raise ImageError(
             f"The tensor is {images.dtype} and the model {reference.dtype}. Convert one: tensor.to({reference.dtype})."
         )
-    if not bool(torch.isfinite(images).all()):
+    # Elsewhere, looking would make the device wait: there NaN shows in the completeness error, and exact is False.
+    if images.device.type == "cpu" and not _is_finite(images):
         raise ImageError("The tensor holds NaN or infinity; finite numbers were expected. Check the preprocessing.")
 
 
-def selector(output: Output | str | int | None) -> Output:
-    """Return the function that picks the logits; by itself, it takes the ``logits`` of an output that has such.
+@dataclass(frozen=True)
+class Selector:
+    """Picks the logits; by itself, it takes the ``logits`` of an output that has such.
 
     One score an image, (B,), counts as one class.
-
-    Raises
-    ------
-    UnsupportedModelError
-        By the function, if there is nothing of the kind in what the model returned.
     """
 
-    def select(returned: Any) -> Any:
+    output: Output | str | int | None
+
+    def __call__(self, returned: Any) -> Any:
+        """Return the logits among what a model returned.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If there is nothing of the kind.
+        """
         try:
-            found = pick(returned)
+            found = self._pick(returned)
         except (LookupError, AttributeError, TypeError) as error:
             raise UnsupportedModelError(
-                f"output={output!r} is not in what the model returned: {described(returned)}. Pass an index, a key, an "
-                "attribute name or a function that picks the logits (B, K)."
+                f"output={self.output!r} is not in what the model returned: {described(returned)}. Pass an index, a "
+                "key, an attribute name or a function that picks the logits (B, K)."
             ) from error
         return found[:, None] if isinstance(found, Tensor) and found.ndim == 1 else found
 
-    def pick(returned: Any) -> Any:
+    def _pick(self, returned: Any) -> Any:
+        output = self.output
         if callable(output):
             return output(returned)
         if output is None:
@@ -101,7 +110,10 @@ def selector(output: Output | str | int | None) -> Output:
             return returned[output]
         return getattr(returned, output)
 
-    return select
+
+def selector(output: Output | str | int | None) -> Selector:
+    """Return what picks the logits, which may be one already."""
+    return output if isinstance(output, Selector) else Selector(output)
 
 
 def described(returned: Any) -> str:
@@ -166,3 +178,8 @@ def resolve_input_size(
         if isinstance(size, tuple) and len(size) == 2:
             return size
     return tuple(config["input_size"][-2:]) if config is not None else image_size_of(model)
+
+
+def _is_finite(images: Tensor) -> bool:
+    # NaN and infinity stay in a sum, which is far cheaper to take; that of finite numbers may overflow.
+    return bool(images.sum(dtype=torch.float32).isfinite()) or bool(images.isfinite().all())

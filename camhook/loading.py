@@ -97,8 +97,12 @@ def photo_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def unique_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Name each photo by its stem, and where several share one, by its folder too or at last by a number."""
-    shared = Counter(file.stem for file in files)
-    names = {f: f.stem if shared[f.stem] == 1 else f"{f.resolve().parent.name}-{f.stem}" for f in files}
-    again = Counter(names.values())
-    return {f: n if again[n] == 1 else f"{i}-{n}" for i, (f, n) in enumerate(names.items())}
+    """Name each photo by its stem; where several share one, by folder and kind too, and at last by a number."""
+    names = {file: file.stem for file in files}
+    for form in ("{folder}-{stem}", "{folder}-{stem}-{kind}", "{number}-{stem}"):
+        shared = Counter(names.values())
+        for number, (file, name) in enumerate(list(names.items())):
+            if shared[name] > 1:
+                parts = {"folder": file.resolve().parent.name, "stem": file.stem, "kind": file.suffix[1:]}
+                names[file] = form.format(number=number, **parts)
+    return names

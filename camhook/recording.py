@@ -70,7 +70,7 @@ class Recording:
             [each.clone() if each.is_inference() else each for each in kept]  # the pass may have run in inference mode
             for kept in (self.rows, self.weights, self.values)
         )
-        if not self.rows or not all(len(weights) for weights in self.weights):
+        if not self.rows or not all(weights.ndim > 1 for weights in self.weights):
             raise HookError(
                 f"The forward pass did not go the way of the class tokens, from the input of {path.entry} through "
                 f"{len(path.reads)} attention calls. Was the model changed, compiled or scripted after wrapping? "

@@ -18,7 +18,7 @@ from camhook.errors import OutputError
 from camhook.files import SOFTWARE, is_our_png, refuse_strangers, save_png, write_bytes
 from camhook.results import CAMResult
 
-__all__ = ["manifest", "save"]
+__all__ = ["manifest", "save", "save_one"]
 
 
 def save(result: CAMResult, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
@@ -44,6 +44,33 @@ def save(result: CAMResult, path: str | os.PathLike[str], *, overwrite: bool = F
     for i, files in enumerate(plans):
         _write_set(result, i, files)
     return [str(file) for plan in plans for file in plan]
+
+
+def save_one(
+    result: CAMResult, directory: Path, *, facts: Mapping[str, Any], overlays: bool = True, overwrite: bool = False
+) -> None:
+    """Write the files of a result of one image into a directory that is there.
+
+    Parameters
+    ----------
+    facts
+        What its manifest says besides: by what settings it was made, and of which photo. A manifest that is there is
+        removed before another file is written, so that none ever speaks of files that it was not made with.
+    overlays
+        Draw, and write what is drawn; else there are the raw maps and the manifest.
+
+    Raises
+    ------
+    OutputError
+        If a file is there that camhook did not write, or one cannot be written.
+    """
+    files = _files(result, 0, directory, overlays=overlays)
+    refuse_strangers(files, _is_ours, overwrite=overwrite)
+    try:
+        files[-1].unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{files[-1]} cannot be replaced: {error}. Choose another directory.") from error
+    _write_set(result, 0, files, facts)
 
 
 def manifest(result: CAMResult, index: int, files: list[str]) -> dict[str, Any]:
@@ -79,19 +106,19 @@ def manifest(result: CAMResult, index: int, files: list[str]) -> dict[str, Any]:
     }
 
 
-def _files(result: CAMResult, index: int, directory: Path) -> list[Path]:
+def _files(result: CAMResult, index: int, directory: Path, *, overlays: bool = True) -> list[Path]:
     """Return an image's overlays, its raw maps and last its manifest."""
     stem = result.names[index]
-    classes = [(int(c), result.label(index, j)) for j, c in enumerate(result.target[index])]
-    overlays = [
+    classes = [(int(c), result.label(index, j)) for j, c in enumerate(result.target[index])] if overlays else []
+    pictures = [
         directory / f"{stem}.{c}-{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-')}.png" for c, label in classes
     ]
-    return [*overlays, directory / f"{stem}.npz", directory / f"{stem}.json"]
+    return [*pictures, directory / f"{stem}.npz", directory / f"{stem}.json"]
 
 
-def _write_set(result: CAMResult, index: int, files: list[Path]) -> None:
+def _write_set(result: CAMResult, index: int, files: list[Path], facts: Mapping[str, Any] | None = None) -> None:
     *overlays, raw, last = files
-    for file, target in zip(overlays, result.target[index].tolist(), strict=True):
+    for file, target in zip(overlays, result.target[index].tolist() if overlays else [], strict=True):
         save_png(result.overlay(index, target), file, overwrite=True)
     arrays: Mapping[str, Any] = {
         "maps": result.maps[index].cpu().numpy(),
@@ -103,7 +130,7 @@ def _write_set(result: CAMResult, index: int, files: list[Path]) -> None:
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
     write_bytes(raw, packed.getvalue())
-    text = json.dumps(manifest(result, index, [f.name for f in files[:-1]]), indent=2)
+    text = json.dumps(manifest(result, index, [f.name for f in files[:-1]]) | dict(facts or {}), indent=2)
     write_bytes(last, text.encode())
 
 

@@ -91,7 +91,7 @@ def _group_norm(
 
 
 def _groups(x: Tensor, num_groups: int) -> Tensor:
-    return x.reshape(len(x), num_groups, -1, *x.shape[2:]).flatten(2)
+    return x.reshape(x.shape[0], num_groups, -1, *x.shape[2:]).flatten(2)
 
 
 def _normalize_scale(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:

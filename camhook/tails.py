@@ -52,7 +52,7 @@ class Tail:
         output: Output,
     ) -> None:
         self._module: Any = module
-        self._is_live = not any(parameter.is_meta for parameter in module.parameters())
+        self._is_live = not next((p.is_meta for p in module.parameters()), False)
         self._entry, self._points, self._tokens, self._output = entry, list(points), tokens, output
         self._stubs = list(stubs)
 
@@ -82,8 +82,8 @@ class Tail:
                     stack.enter_context(replacing(self._module, point, self._put(tensor)))
                 if not inputs.is_meta:
                     return self._output(self._module(inputs))
-                stack.enter_context(self._stubbed(inputs, shapes or {}, len(given[0]) // len(inputs)))
-                return self._output(self._module(inputs.new_empty((len(given[0]), *inputs.shape[1:]))))
+                stack.enter_context(self._stubbed(inputs, shapes or {}, given[0].shape[0] // inputs.shape[0]))
+                return self._output(self._module(inputs.new_empty((given[0].shape[0], *inputs.shape[1:]))))
 
         return run
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from camhook.errors import TargetError
 
-__all__ = ["ClassNames", "resolve_targets"]
+__all__ = ["ClassNames", "class_index", "resolve_targets"]
 
 
 class ClassNames:
@@ -131,11 +131,18 @@ def resolve_targets(target: Any, topk: int | None, logits: Tensor, names: ClassN
         raise TargetError(
             f"Every image needs the same number of targets, at least one; found {[len(r) for r in rows]}."
         )
-    indices = [[_index(item, count, names) for item in row] for row in rows]
+    indices = [[class_index(item, count, names) for item in row] for row in rows]
     return torch.tensor(indices, device=logits.device)
 
 
-def _index(item: Any, count: int, names: ClassNames) -> int:
+def class_index(item: Any, count: int, names: ClassNames) -> int:
+    """Return the index of a class given by index or name, of so many.
+
+    Raises
+    ------
+    TargetError
+        If there is no such class.
+    """
     if isinstance(item, str):
         item = names.index(item)
     if isinstance(item, bool) or not isinstance(item, int):

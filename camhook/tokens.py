@@ -181,7 +181,8 @@ def _cut_to(value: Tensor, other: Tensor) -> Tensor:
 
 
 def _repeated(value: Tensor, like: Tensor) -> Tensor:
-    return value if len(value) == len(like) else value.repeat_interleave(len(like) // len(value), 0)
+    count, batch = like.shape[0], value.shape[0]  # len() would fix a traced batch size
+    return value if batch == count else value.repeat_interleave(count // batch, 0)
 
 
 def token_paths(

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camhook.adapters.base import Adapter
+from camhook.adapters.base import Adapter, adapters
 from camhook.errors import CamhookError, ImageError, UnsupportedModelError
 from camhook.hooks import evaluating
 from camhook.images import ImageBatch, Preprocessing
 from camhook.inputs import check_tensor, in_chans_of, original, own_config, resolve_input_size, selector, size_of
 from camhook.observing import observing
 from camhook.plan import Features, Plan, model_name
+from camhook.plan_cache import PlanCache, Unknown, structure_of
 from camhook.preprocessing import class_names_of, data_config_of
 from camhook.probing import run_encoder
 from camhook.search import make_plan
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["WrappedModel"]
+
+PLANS = PlanCache()
+"""The plans of this process."""
 
 
 class WrappedModel:
@@ -130,7 +134,9 @@ class WrappedModel:
     def like(self, model: nn.Module) -> Self:
         """Return the same for another model of this architecture, such as a copy with other weights."""
         given = (self._adapter, self._target_layer, None, None, self._input_size, self.output)
-        return type(self)(model, *given)
+        other = type(self)(model, *given)
+        other._plans.update(self._plans)  # they are a matter of architecture
+        return other
 
     def _known_size(self) -> tuple[int, int]:
         if self._input_size is None:
@@ -143,19 +149,37 @@ class WrappedModel:
         if size not in self._plans:
             known = next(iter(self._plans.values()), None)
             self._plans[size] = (
-                known
-                if known and known.tokens is None and known.reading is None
-                else make_plan(
-                    self.model,
-                    (2, self.in_chans, *size),
-                    adapter=self._adapter,
-                    target_layer=self._target_layer,
-                    output=self.output,
-                )
+                known if known and known.tokens is None and known.reading is None else self._plan_of_process(size)
             )
         if len(self._likely_names) == self._plans[size].num_classes > 0:
             self.model_class_names = ClassNames(self._likely_names)
         return self._plans[size]
+
+    @property
+    def reference(self) -> Tensor:
+        """A tensor on the device and of the dtype of the model's input."""
+        return next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def _plan_of_process(self, size: tuple[int, int]) -> Plan:
+        """Return the plan that a model built alike had, or search one."""
+
+        def make() -> Plan:
+            return make_plan(
+                self.model,
+                (2, self.in_chans, *size),
+                adapter=self._adapter,
+                target_layer=self._target_layer,
+                output=self.output,
+            )
+
+        asked = self.output.output
+        if self._adapter is not None or callable(asked):
+            return make()  # a stranger's functions, which may hold anything
+        try:
+            structure = structure_of(self.model)
+        except Unknown:
+            return make()
+        return PLANS.get((structure, size, self.in_chans, self._target_layer, asked, *adapters()), make)
 
     def logits_of(self, returned: Any) -> Tensor:
         """Return the logits (B, K) among what the model returned.
@@ -182,7 +206,7 @@ class WrappedModel:
         ImageError
             If they cannot be used as they are.
         """
-        reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
+        reference = self.reference
         if isinstance(images, Tensor):
             images = images.detach()
             check_tensor(images, self.in_chans, reference)

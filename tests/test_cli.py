@@ -43,13 +43,16 @@ def photo() -> Path:
     return Path(data.__file__).parent / "chelsea.png"
 
 
+COMMANDS = ("check", "compare", "demo", "describe", "explain", "fit", "models")
+
+
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    assert all(f"\n  {command} " in result.output for command in ("check", "demo", "describe", "explain", "models"))
+    assert all(f"\n  {command} " in result.output for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["check", "demo", "describe", "explain", "models"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(command: str) -> None:
     assert run(command, "--help").exit_code == 0
 

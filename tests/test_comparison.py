@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -387,7 +386,7 @@ def test_command(tmp_path: Path) -> None:
         CliRunner().invoke(command, [*common, *more], catch_exceptions=False)
 
 
-@pytest.mark.skipif(not os.environ.get("CAMHOOK_SLOW"), reason="minutes; set CAMHOOK_SLOW=1")
+@pytest.mark.slow
 def test_the_demo_from_the_command_line(tmp_path: Path) -> None:
     from camhook.demo import demo_photos
 

@@ -162,7 +162,7 @@ def _hugging_face(data: Any, columns: tuple[str, str] | None) -> Source:
     names = tuple(getattr(feature, "names", None) or getattr(each, "names", None) or ())
 
     rows = _Table(data, image, label, len(names) if each is not None else 0)
-    if not hasattr(data, "__getitem__"):
+    if not hasattr(data, "__len__"):  # an IterableDataset
         return Stream(map(rows.pair, data), names)
     if image not in data.column_names:
         raise CamhookError(f"Found columns {', '.join(data.column_names)}; pass columns=(image, label), by name.")

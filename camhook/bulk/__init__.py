@@ -1,0 +1,1 @@
+"""Folders of photos, explained by many processes at once, resumed where they stopped."""
