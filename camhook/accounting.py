@@ -37,7 +37,7 @@ class Accounting:
         self.sources = list(sources)
         self.dtype = dtype
         self.widens = widens
-        self._frozen = FrozenTail(run, [s.full for s in sources], [s.rest for s in sources])
+        self._frozen = FrozenTail(run, [s.full for s in sources], [s.rest for s in sources], at_once=widens)
 
     @property
     def logits(self) -> Tensor:
@@ -50,14 +50,7 @@ class Accounting:
 
     def slopes(self, targets: Tensor) -> list[Tensor]:
         """Return how each wanted logit goes up with each source, (B, T, ...): effective weights."""
-        with torch.enable_grad():
-            given = [source.full.detach().requires_grad_() for source in self.sources]
-            logits = self._frozen(*given, straight=True).gather(1, targets)
-            each = [
-                torch.autograd.grad(one.sum(), given, retain_graph=True, materialize_grads=True)
-                for one in logits.unbind(1)
-            ]
-        return [torch.stack(of_source, 1) for of_source in zip(*each, strict=True)]
+        return self._frozen.slopes(targets)
 
     def maps(self, targets: Tensor) -> Tensor:
         """Return the wanted classes' maps, (B, T, h, w); the mean of one plus its offset is the logit."""

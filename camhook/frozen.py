@@ -27,7 +27,7 @@ from camhook.steps import ACTIVATIONS, DIVISIONS, HELD, PRODUCTS, STATISTICS, mh
 
 __all__ = ["FrozenTail", "single_precision"]
 
-Phase = Literal["full", "rest", "held", "straight", "look"]
+Phase = Literal["full", "rest", "both", "held", "straight", "look"]
 _HALF = (torch.float16, torch.bfloat16)
 _SINGLE = ContextVar("single", default=False)
 
@@ -84,6 +84,8 @@ class FrozenTail:
         Function from features to logits, all batched along the first axis.
     full, rest
         The features as they are, and the same with the positions' part taken out.
+    at_once
+        Run the tail on the two together, for which it has to take more features than there are images.
 
     Attributes
     ----------
@@ -93,15 +95,35 @@ class FrozenTail:
         What was held: ``"norm"``, ``"attention"``, ``"max"``, ``"bend"`` (an activation or a product), ``"conv"``.
     """
 
-    def __init__(self, tail: Callable[..., Tensor], full: Sequence[Tensor], rest: Sequence[Tensor]) -> None:
+    def __init__(
+        self, tail: Callable[..., Tensor], full: Sequence[Tensor], rest: Sequence[Tensor], *, at_once: bool = False
+    ) -> None:
         self._tail = tail
         self._ends = list(zip(full, rest, strict=True))
         self.kinds: set[str] = set()
         self.statistics: list[Tensor] = []
         self.bends_met: list[_Bend] = []
+        self._given = [each.detach().requires_grad_() for each in full]
+        self._straight: Tensor | None = None
+        if at_once:
+            with torch.enable_grad():
+                both = [_side_by_side(each, base) for each, base in zip(self._given, rest, strict=True)]
+                self._straight, offset = _apart(self._run(both, "both", 2))
+            self.logits, self.offset = self._straight.detach(), offset.detach()
+            return
         with torch.no_grad():
             self.logits = self._run(full, "full")
             self.offset = self._run(rest, "rest")
+
+    def slopes(self, targets: Tensor) -> list[Tensor]:
+        """Return how each wanted logit, targets (B, T), goes up with each of the features, (B, T, ...)."""
+        with torch.enable_grad():
+            straight = self(*self._given, straight=True) if self._straight is None else self._straight
+            each = [
+                torch.autograd.grad(one.sum(), self._given, retain_graph=True, materialize_grads=True)
+                for one in straight.gather(1, targets).unbind(1)
+            ]
+        return [torch.stack(of_feature, 1) for of_feature in zip(*each, strict=True)]
 
     def __call__(self, *features: Tensor, straight: bool, repeats: int = 1) -> Tensor:
         """Run the tail with everything held; differentiable in `features`.
@@ -134,6 +156,7 @@ class _Hold(TorchFunctionMode):
     def __init__(self, owner: FrozenTail, phase: Phase, repeats: int, features: Sequence[Tensor]) -> None:
         super().__init__()
         self._owner, self._phase, self._repeats, self._dtype = owner, phase, repeats, features[0].dtype
+        self._rows = features[0].shape[0]
         self._live = WeakIdKeyDictionary()
         self._mark(features)
         self._next_statistic = self._next_bend = 0
@@ -172,7 +195,7 @@ class _Hold(TorchFunctionMode):
         if func is torch.einsum and sum(live) == 2:
             return self._bend(lambda a, b: torch.einsum(args[0], a, b), args[1:3])
         if func in DIVISIONS and all(live[1:2]) and len(live) > 1:
-            return args[0] / self._held(lambda: args[1])
+            return args[0] / self._held(lambda full: full(args[1]))
         if func in ACTIVATIONS:
             x, args, kwargs = _take_input(args, kwargs)
             return self._bend(_acting(func, args, kwargs), (x,))
@@ -185,18 +208,32 @@ class _Hold(TorchFunctionMode):
         read, apply = STATISTICS[func]
         x, args, kwargs = _take_input(args, kwargs)
         self._owner.kinds.add(_kind(func))
-        return apply(x, self._held(lambda: read(x, *args, **kwargs)), *args, **kwargs)
 
-    def _held(self, read: Callable[[], Tensor]) -> Tensor:
-        """Return a statistic's value at the full features; detached, for it has no slope."""
-        if self._phase == "full":
-            self._owner.statistics.append(read())
+        def statistic(full: Callable[[Any], Any]) -> Tensor:
+            at_full = mapped(full, args, kwargs)
+            return read(full(x), *at_full[0], **at_full[1])
+
+        return apply(x, self._held(statistic), *args, **kwargs)
+
+    def _held(self, read: Callable[[Callable[[Any], Any]], Tensor]) -> Tensor:
+        """Return a statistic's value at the full features, `read` off what is given those; it has no slope."""
+        if self._phase in ("full", "both"):
+            with torch.no_grad():
+                self._owner.statistics.append(read(self._at_full))
         held = self._owner.statistics[self._next_statistic]
         self._next_statistic += 1
         return self._repeat(held)
 
     def _bend(self, func: Callable[..., Tensor], operands: tuple[Tensor, ...]) -> Tensor:
         bends = self._owner.bends_met
+        if self._phase == "both":
+            self._owner.kinds.add("bend")
+            full, rest = zip(*map(_apart, operands), strict=True)
+            with torch.no_grad():
+                bend, rest = _Bend(func, full), tuple(each.detach() for each in rest)
+                bend.settle(rest, func(*rest))
+            bends.append(bend)
+            return _side_by_side(bend.straight(full, lambda value: value), bend.base)
         if self._phase == "full":
             self._owner.kinds.add("bend")
             bends.append(_Bend(func, operands))
@@ -210,6 +247,12 @@ class _Hold(TorchFunctionMode):
         value = func(*operands)
         if self._phase == "rest":
             bend.settle(operands, value)
+        return value
+
+    def _at_full(self, value: Any) -> Any:
+        """Return the full features' half of what has one row for each image and end."""
+        if self._phase == "both" and isinstance(value, Tensor) and value.ndim and value.shape[0] == self._rows:
+            return _apart(value)[0]
         return value
 
     def _usable(self, value: Any) -> Any:
@@ -227,6 +270,17 @@ class _Hold(TorchFunctionMode):
             if leaf.is_floating_point():
                 self._live[leaf] = None
         return result
+
+
+def _side_by_side(full: Tensor, rest: Tensor) -> Tensor:
+    """Put the two ends of each image in a row, (2 * B, ...)."""
+    return torch.stack((full, rest), 1).flatten(0, 1)
+
+
+def _apart(both: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the full and the rest of `_side_by_side`."""
+    full, rest = both.unflatten(0, (-1, 2)).unbind(1)
+    return full, rest
 
 
 def _kind(func: Any) -> str:
