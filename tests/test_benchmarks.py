@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("skimage", reason="the demo extra")
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
 import speed
