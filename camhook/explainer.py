@@ -18,10 +18,8 @@ from camhook.dissection import dissected
 from camhook.errors import UnsupportedModelError
 from camhook.explaining import Accounted, check_method
 from camhook.fitting.probe import Probe
-from camhook.hooks import evaluating
 from camhook.images import Geometry, ImageBatch, Source, TensorPhotos
 from camhook.inputs import size_of
-from camhook.observing import Observation, observing
 from camhook.plan import Plan, model_name
 from camhook.probed import ProbedModel
 from camhook.results import CAMResult
@@ -330,31 +328,3 @@ class CAM(ProbedModel):
         copied = self.like(Twin(self.model).module())
         copied.model_class_names, copied.probe = self.model_class_names, self._probe
         return map_module(copied, target, topk, size, method=method or self._method, single=single)
-
-    @contextmanager
-    def accounted(self, tensor: Tensor, method: str) -> Iterator[Accounted]:
-        """Run the model once, in eval mode, and within the block account for its logits, or for a probe's."""
-        plan = self.plan_for(size_of(tensor))
-        with torch.no_grad():
-            if self._uses_probe(plan, method):
-                with torch.autocast(tensor.device.type, enabled=False):
-                    yield self._account_for_probe(tensor)
-                return
-            self._check_head(plan)
-            with evaluating(self.model), observing(self.model, plan) as observation:
-                logits = self.logits_of(self.model(tensor)).detach()
-            with torch.autocast(tensor.device.type, enabled=False):
-                yield self._account(plan, observation, tensor, logits)
-
-    def _account(self, plan: Plan, observation: Observation, tensor: Tensor, logits: Tensor) -> Accounted:
-        account = observation.account(plan, self._twin.module(), tensor, self.logits_of)
-        return Accounted(logits, account, self.model_class_names, "model", str(plan.head), plan.target_layer)
-
-    def _check_head(self, plan: Plan) -> None:
-        if plan.head is None:
-            raise UnsupportedModelError(
-                f"{model_name(self.model)} has no head (num_classes=0, an Identity in the classifier's place, or an "
-                "encoder), so there is no class score to explain. Its maps need a probe: fit one on labelled images, "
-                "cam.fit(data, targets='labels'), or pass probe= to wrap; or give the model a classifier "
-                "(model.reset_classifier(...) and trained weights)."
-            )

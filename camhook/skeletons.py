@@ -6,7 +6,7 @@ import copy
 import math
 import operator
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,21 +49,22 @@ class Twin:
 
     def module(self) -> nn.Module:
         """Return the calling thread's copy, up to date."""
-        parts = list(self._live_parts())
+        parts = self._live_parts()
         known = getattr(self._local, "parts", [])
         if len(parts) != len(known) or not all(map(operator.is_, parts, known)):
             self._local.copy, self._local.parts = _copied(self._model, lambda tensor: tensor), parts
         copied: nn.Module = self._local.copy
         return copied
 
-    def _live_parts(self) -> Iterator[Any]:
+    def _live_parts(self) -> list[Any]:
+        """Return all that a copy shares or repeats, to be told by identity; fast, for every call looks."""
+        parts: list[Any] = []
         for module in self._model.modules():
-            yield module
-            for name, value in vars(module).items():
-                if name in ("_parameters", "_buffers", "_modules"):
-                    yield from value.values()
-                elif name != "training":
-                    yield value
+            parts.append(module)
+            parts.extend(vars(module).values())
+            parts.extend(module._parameters.values())
+            parts.extend(module._buffers.values())
+        return parts
 
 
 class Skeleton:
