@@ -46,7 +46,12 @@ def assert_same(found: Any, result: camhook.CAMResult, within: float = 1e-4) -> 
         )
 
 
-@pytest.fixture(scope="module", params=TINY)
+QUICK = ("mean/linear", "mean/mlp", "attention/deep")
+
+
+@pytest.fixture(
+    scope="module", params=[kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in TINY]
+)
 def cam(request: pytest.FixtureRequest) -> camhook.CAM:
     name, options = TINY[request.param]
     return wrapped(name, **options)
