@@ -15,7 +15,8 @@ from camhook.sources import Source
 __all__ = ["Accounting"]
 
 _FEW_CLASSES = 32  # up to so many, one backward pass through the tail for each is the cheaper way
-_TOGETHER = 64  # otherwise the tail is run on so many positions of each image at once
+_TOGETHER = 64  # otherwise the tail is run on so many positions of each image at once,
+_SCORES = 2**18  # or fewer, so that they have no more scores than this together, but not on fewer than eight
 
 
 class Accounting:
@@ -73,14 +74,16 @@ class Accounting:
     def _maps_of_all(self, grid_size: tuple[int, int]) -> Tensor:
         """Run the affine tail on what each position of a grid adds by itself: all classes at once, (B, K, h, w)."""
         count, offset = grid_size[0] * grid_size[1], self._frozen.offset
-        parts = []
-        for start in range(0, count, _TOGETHER):
-            stop = min(start + _TOGETHER, count)
+        maps = offset.new_empty(
+            (*offset.shape, count)
+        )  # filled bit by bit: of many classes, twice that is too much
+        together = min(_TOGETHER, max(8, _SCORES // offset.shape[1]))
+        for start in range(0, count, together):
+            stop = min(start + together, count)
             given = [
                 s.alone(start, stop) if s.grid_size == grid_size else s.rest.repeat_interleave(stop - start, 0)
                 for s in self.sources
             ]
             logits = self._frozen(*given, straight=True, repeats=stop - start)
-            parts.append(logits.unflatten(0, (offset.shape[0], -1)) - offset[:, None])
-        maps = torch.cat(parts, 1).mT
-        return maps.reshape(*maps.shape[:2], *grid_size)
+            maps[..., start:stop] = (logits.unflatten(0, (offset.shape[0], -1)) - offset[:, None]).mT
+        return maps.unflatten(2, grid_size)
