@@ -74,9 +74,7 @@ class Accounting:
     def _maps_of_all(self, grid_size: tuple[int, int]) -> Tensor:
         """Run the affine tail on what each position of a grid adds by itself: all classes at once, (B, K, h, w)."""
         count, offset = grid_size[0] * grid_size[1], self._frozen.offset
-        maps = offset.new_empty(
-            (*offset.shape, count)
-        )  # filled bit by bit: of many classes, twice that is too much
+        maps = offset.new_empty((*offset.shape, count))  # filled bit by bit: of many classes, twice that is too much
         together = min(_TOGETHER, max(8, _SCORES // offset.shape[1]))
         for start in range(0, count, together):
             stop = min(start + together, count)
@@ -86,4 +84,4 @@ class Accounting:
             ]
             logits = self._frozen(*given, straight=True, repeats=stop - start)
             maps[..., start:stop] = (logits.unflatten(0, (offset.shape[0], -1)) - offset[:, None]).mT
-        return maps.unflatten(2, grid_size)
+        return maps.view(*offset.shape, *grid_size)

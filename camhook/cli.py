@@ -17,17 +17,9 @@ from camhook.errors import CamhookError, OutputError
 from camhook.exporting.command import export
 from camhook.fitting.command import fit
 from camhook.loading import create, load_model, unknown_architecture
+from camhook.options import model_options
 
 __all__ = ["main"]
-
-_model_options = [
-    click.option(
-        "--checkpoint",
-        type=click.Path(exists=True, dir_okay=False),
-        help="Weights for the model: safetensors, or a PyTorch file (read without running code from it).",
-    ),
-    click.option("--num-classes", type=int, help="Classes of the model in the checkpoint, if other than the default."),
-]
 
 
 class _Group(click.Group):
@@ -38,12 +30,6 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except CamhookError as error:
             raise click.ClickException(str(error)) from error
-
-
-def _with_model_options(command: Any) -> Any:
-    for option in reversed(_model_options):
-        command = option(command)
-    return command
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -108,7 +94,7 @@ main.add_command(fit)
 
 @main.command()
 @click.argument("model")
-@_with_model_options
+@model_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def describe(model: str, checkpoint: str | None, num_classes: int | None, as_json: bool) -> None:
     """Say where and how MODEL's map is read: layer, layout, grid, pooling, tail. Its weights are not needed."""
@@ -163,7 +149,7 @@ def models(pattern: str, form: Any, output: Path | None, overwrite: bool, jobs: 
 
 @main.command()
 @click.argument("model")
-@_with_model_options
+@model_options
 @click.option("--pretrained", is_flag=True, help="Fetch timm's pretrained weights.")
 @click.option("--photo", type=click.Path(path_type=Path), help="A photo to check on, instead of random noise.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

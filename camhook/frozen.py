@@ -11,9 +11,7 @@ it is the path integral of Sundararajan et al. 2017 in closed form).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,56 +21,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from camhook.arguments import mapped, tensors_of
+from camhook.bends import Bend, acting, apart, side_by_side
 from camhook.steps import ACTIVATIONS, DIVISIONS, HELD, PRODUCTS, STATISTICS, mha_parts
 
-__all__ = ["FrozenTail", "single_precision"]
+__all__ = ["FrozenTail"]
 
 Phase = Literal["full", "rest", "both", "held", "straight", "look"]
 _HALF = (torch.float16, torch.bfloat16)
-_SINGLE = ContextVar("single", default=False)
-
-
-@contextmanager
-def single_precision() -> Iterator[None]:
-    """Take secants in the features' own precision within the block, for what has few steps in double precision."""
-    token = _SINGLE.set(True)
-    try:
-        yield
-    finally:
-        _SINGLE.reset(token)
-
-
-class _Bend:
-    """One activation or product of the tail: its operands at the full features and at the rest."""
-
-    def __init__(self, func: Callable[..., Tensor], full: tuple[Tensor, ...]) -> None:
-        self.func, self.full = func, full
-        self.rest: tuple[Tensor, ...] = ()
-        self.seen: tuple[Tensor, ...] = ()
-        self.base: Tensor
-        self.slopes: tuple[Tensor, ...] = ()
-
-    def settle(self, rest: tuple[Tensor, ...], base: Tensor) -> None:
-        """Note the operands and the value at the rest, which fixes the affine step between the two."""
-        self.rest, self.base = rest, base
-        if len(rest) == 1:
-            self.slopes = (_secant(self.func, rest[0], self.full[0]),)
-        else:
-            self.slopes = tuple((a + b) / 2 for a, b in zip(rest, self.full, strict=True))
-
-    def straight(self, operands: tuple[Tensor, ...], repeat: Callable[[Tensor], Tensor]) -> Tensor:
-        rest, slopes = tuple(map(repeat, self.rest)), tuple(map(repeat, self.slopes))
-        if len(rest) == 1:
-            return repeat(self.base) + slopes[0] * (operands[0] - rest[0])
-        first, second = operands[0] - rest[0], operands[1] - rest[1]
-        return repeat(self.base) + self.func(first, slopes[1]) + self.func(slopes[0], second)
-
-    def is_off(self, share: float) -> bool:
-        """Tell whether an operand seen in between has left the straight line at `share` of the way."""
-        return any(
-            bool((seen - torch.lerp(rest, full, share)).abs().max() > 1e-6 * (full.abs().max() + rest.abs().max()))
-            for seen, rest, full in zip(self.seen, self.rest, self.full, strict=True)
-        )
 
 
 class FrozenTail:
@@ -102,13 +57,13 @@ class FrozenTail:
         self._ends = list(zip(full, rest, strict=True))
         self.kinds: set[str] = set()
         self.statistics: list[Tensor] = []
-        self.bends_met: list[_Bend] = []
+        self.bends_met: list[Bend] = []
         self._given = [each.detach().requires_grad_() for each in full]
         self._straight: Tensor | None = None
         if at_once:
             with torch.enable_grad():
-                both = [_side_by_side(each, base) for each, base in zip(self._given, rest, strict=True)]
-                self._straight, offset = _apart(self._run(both, "both", 2))
+                both = [side_by_side(each, base) for each, base in zip(self._given, rest, strict=True)]
+                self._straight, offset = apart(self._run(both, "both", 2))
             self.logits, self.offset = self._straight.detach(), offset.detach()
             return
         with torch.no_grad():
@@ -198,7 +153,7 @@ class _Hold(TorchFunctionMode):
             return args[0] / self._held(lambda full: full(args[1]))
         if func in ACTIVATIONS:
             x, args, kwargs = _take_input(args, kwargs)
-            return self._bend(_acting(func, args, kwargs), (x,))
+            return self._bend(acting(func, args, kwargs), (x,))
         if func is F.conv2d and (linear := _as_linear(*args, **kwargs)) is not None:
             return linear
         result = func(*args, **kwargs)
@@ -230,15 +185,15 @@ class _Hold(TorchFunctionMode):
         bends = self._owner.bends_met
         if self._phase == "both":
             self._owner.kinds.add("bend")
-            full, rest = zip(*map(_apart, operands), strict=True)
+            full, rest = zip(*map(apart, operands), strict=True)
             with torch.no_grad():
-                bend, rest = _Bend(func, full), tuple(each.detach() for each in rest)
+                bend, rest = Bend(func, full), tuple(each.detach() for each in rest)
                 bend.settle(rest, func(*rest))
             bends.append(bend)
-            return _side_by_side(bend.straight(full, lambda value: value), bend.base)
+            return side_by_side(bend.straight(full, lambda value: value), bend.base)
         if self._phase == "full":
             self._owner.kinds.add("bend")
-            bends.append(_Bend(func, operands))
+            bends.append(Bend(func, operands))
             return func(*operands)
         bend = bends[self._next_bend]
         self._next_bend += 1
@@ -254,7 +209,7 @@ class _Hold(TorchFunctionMode):
     def _at_full(self, value: Any) -> Any:
         """Return the full features' half of what has one row for each image and end."""
         if self._phase == "both" and isinstance(value, Tensor) and value.ndim and value.shape[0] == self._rows:
-            return _apart(value)[0]
+            return apart(value)[0]
         return value
 
     def _usable(self, value: Any) -> Any:
@@ -274,32 +229,12 @@ class _Hold(TorchFunctionMode):
         return result
 
 
-def _side_by_side(full: Tensor, rest: Tensor) -> Tensor:
-    """Put the two ends of each image in a row, (2 * B, ...)."""
-    return torch.stack((full, rest), 1).flatten(0, 1)
-
-
-def _apart(both: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the full and the rest of `_side_by_side`."""
-    full, rest = both.unflatten(0, (-1, 2)).unbind(1)
-    return full, rest
-
-
 def _kind(func: Any) -> str:
     if func in HELD:
         return "attention" if "softmax" in func.__name__ else "norm"
     if func is F.scaled_dot_product_attention:
         return "attention"
     return "norm" if "norm" in func.__name__ else "max"
-
-
-def _acting(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
-    def act(x: Tensor) -> Tensor:
-        rest = mapped(lambda v: v.to(x.dtype) if isinstance(v, Tensor) else v, args, kwargs)
-        result: Tensor = func(x.clone(), *rest[0], **rest[1])  # a copy, for it may act in place
-        return result
-
-    return act
 
 
 def _as_linear(
@@ -310,20 +245,6 @@ def _as_linear(
     if x.shape[2:] != (1, 1) or weight.shape[2:] != (1, 1) or groups > 1 or padding not in (0, (0, 0), "valid", "same"):
         return None
     return F.linear(x.flatten(1), weight.flatten(1), bias)[..., None, None]
-
-
-def _secant(act: Callable[[Tensor], Tensor], rest: Tensor, full: Tensor) -> Tensor:
-    """Return (act(full) - act(rest)) / (full - rest), and the slope half-way where the two all but coincide."""
-    is_single = rest.device.type == "mps" or _SINGLE.get()
-    wide, short, small = (torch.float32, 1e-2, 1e-3) if is_single else (torch.float64, 1e-5, 1e-8)
-    start, end = rest.to(wide), full.to(wide)
-    step = end - start
-    rise, size = act(end) - act(start), act(end).abs() + act(start).abs()
-    near = (step.abs() < short) & (rise.abs() <= small * size)  # too little to be told from rounding
-    with torch.enable_grad():
-        middle = (start + step / 2).requires_grad_()
-        (slope,) = torch.autograd.grad(act(middle).sum(), middle)
-    return torch.where(near, slope, rise / torch.where(near, 1, step)).to(rest.dtype)
 
 
 def _take_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,3 +319,43 @@ def test_the_plan_not_used_for_longest_goes_first() -> None:
         get(key)
     assert made == ["a", "b", "c", "b"]
     assert len(plans) == 2
+
+
+MANY = """
+import torch, camhook
+from pathlib import Path
+from camhook import checks
+import timm
+
+def kib(name):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if name in line)
+
+def peak(run):
+    Path("/proc/self/clear_refs").write_text("5")
+    before = kib("VmRSS")
+    kept = run()
+    return (kib("VmHWM") - before) * 1024, kept
+
+torch.set_num_threads(1)
+model = timm.create_model("test_resnet", num_classes=21841).eval()
+checks.jitter(model)
+cam = camhook.wrap(model)
+x = torch.randn(4, 3, 288, 288)
+for warm in range(2):
+    cam(x[:1], "all")
+with torch.inference_mode():
+    plain, _ = peak(lambda: model(x))
+highest, result = peak(lambda: cam(x, "all"))
+print(plain, highest, result.maps.nbytes, bool(result.exact.all()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
+def test_maps_of_21841_classes_take_little_more_than_themselves() -> None:
+    steady = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MANY]
+    done = subprocess.run(command, env={**os.environ, **steady}, check=True, capture_output=True, text=True)
+    plain, highest, maps, exact = done.stdout.split()
+    assert int(maps) == 4 * 4 * 21841 * 81
+    assert exact == "True"
+    assert int(highest) < 1.5 * int(maps) + int(plain)

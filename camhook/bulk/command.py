@@ -10,6 +10,7 @@ import click
 
 from camhook.errors import OutputError
 from camhook.loading import load_model
+from camhook.options import model_options
 
 __all__ = ["explain"]
 
@@ -17,12 +18,7 @@ __all__ = ["explain"]
 @click.command()
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", "name", required=True, help="A timm architecture, hf-hub:NAME, or demo.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Weights for the model: safetensors, or a PyTorch file (read without running code from it).",
-)
-@click.option("--num-classes", type=int, help="Classes of the model in the checkpoint, if other than the default.")
+@model_options
 @click.option("--target", "targets", multiple=True, help="A class, by index or name; may be repeated.")
 @click.option("--topk", type=int, help="The so many classes with the highest scores, instead of targets.")
 @click.option("--rivals", is_flag=True, help="Explain why this class and not its ten strongest rivals.")

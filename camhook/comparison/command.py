@@ -11,6 +11,7 @@ import click
 
 from camhook.errors import CamhookError, ImageError, TargetError
 from camhook.loading import load_model, photo_files, unique_names
+from camhook.options import model_options
 
 if TYPE_CHECKING:
     from camhook.explainer import CAM
@@ -21,12 +22,7 @@ __all__ = ["compare", "read_boxes", "read_labels"]
 @click.command()
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--model", "name", help="A timm architecture, hf-hub:NAME, or demo.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Weights for the model: safetensors, or a PyTorch file (read without running code from it).",
-)
-@click.option("--num-classes", type=int, help="Classes of the model in the checkpoint, if other than the default.")
+@model_options
 @click.option("--methods", help="Names, separated by commas, or all. Default: all but the two slowest.")
 @click.option("--metrics", help="Names, separated by commas, or all. Default: what needs no more than is given.")
 @click.option("--target", help="The class to explain, by index or name. Default: the label, else what is predicted.")

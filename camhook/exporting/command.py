@@ -8,17 +8,14 @@ from typing import Any
 
 import click
 
+from camhook.options import model_options
+
 __all__ = ["export"]
 
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--checkpoint",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Weights for the model: safetensors, or a PyTorch file (read without running code from it).",
-)
-@click.option("--num-classes", type=int, help="Classes of the model in the checkpoint, if other than the default.")
+@model_options
 @click.option("--probe", type=click.Path(path_type=Path), help="The scores of this probe (see fit) instead.")
 @click.option("--target", "targets", multiple=True, help="A class, by index or name; may be repeated. Or: all.")
 @click.option("--topk", type=int, help="The so many classes with the highest scores, instead of targets; default 1.")

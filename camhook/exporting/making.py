@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from camhook.bends import single_precision
 from camhook.errors import UnsupportedModelError
 from camhook.exporting.modules import MapModule, record
-from camhook.frozen import single_precision
 from camhook.plan import model_name
 from camhook.targets import class_index, resolve_targets
 
