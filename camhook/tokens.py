@@ -9,7 +9,7 @@ as recorded in the forward pass. That sum of reads is what the tail is a functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -142,7 +142,8 @@ class TokenPath:
                         return value
                     if value.shape[1] != prefix:
                         raise RuntimeError("a sequence that was cut has grown again")
-                    return F.pad(value, (0, 0, 0, cut[sequence] - prefix))
+                    length = cut[sequence]  # of one token a view will do: nothing looks at what is behind it
+                    return value.expand(-1, length, -1) if prefix == 1 else F.pad(value, (0, 0, 0, length - prefix))
 
                 return tree_map(fill, output) if cut else None
 
@@ -235,5 +236,17 @@ def token_paths(
             longs = [shape[1] for shape in given[name] if shape[1] in lengths]
             gave = [leaf.size for leaf in tree_leaves(found.outputs[name]) if isinstance(leaf, Shape)]
             cuts[name] = tuple(longs.index(s[1]) if len(s) == 3 and s[1] in longs else None for s in gave)
+        cuts |= dict.fromkeys(_between(found, way, lengths, {*done, entry}), (0,))
         yield replace(whole, cuts=cuts)
     yield whole
+
+
+def _between(found: Trace, way: Sequence[str], lengths: Collection[int], done: Collection[str]) -> Iterator[str]:
+    """Yield the modules beside those of a way that make of one sequence another, such as a last norm."""
+    for event in found.events:
+        name, shape = event.point.module, tuple(event.tensor.shape)
+        is_sequence = event.point.side == "input" and len(shape) == 3 and shape[1] in lengths
+        beside = not any(f"{a}.".startswith(f"{b}.") for each in way for a, b in ((name, each), (each, name)))
+        early = any(f"{name}.".startswith(f"{each}.") for each in done)
+        if name and is_sequence and beside and not early and found.outputs[name] == Shape(shape, event.tensor.dtype):
+            yield name
