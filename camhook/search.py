@@ -207,7 +207,7 @@ class _Search:
         """Return a plan by what class tokens read, and by what the tail reads of the features besides."""
         within = adapter.reads(self.model) if adapter.reads else ("",)
         points = [each.point for each in features]
-        for path in token_paths(self.found, layout, self.input_size, within):
+        for path in token_paths(self.found, layout, self.input_size, within, patches_go_on=bool(features)):
             stubs = self.found.done_before([FeaturePoint(path.entry, "input"), *points])
             run = Tail(self.found.skeleton.module, "forward", points, path, stubs, self.output)
             recorded, reads = blank(self.found, path)

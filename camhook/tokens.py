@@ -187,12 +187,17 @@ def _repeated(value: Tensor, like: Tensor) -> Tensor:
 
 
 def token_paths(
-    found: Trace, layout: Layout, input_size: tuple[int, int], within: Sequence[str] = ("",)
+    found: Trace,
+    layout: Layout,
+    input_size: tuple[int, int],
+    within: Sequence[str] = ("",),
+    *,
+    patches_go_on: bool = False,
 ) -> Iterator[TokenPath]:
     """Yield what may be the path of class tokens in a traced model, cheapest first: cut at the outermost modules.
 
     Class tokens read patches where there are as many keys as they and the patches of some grid are together; only calls
-    made within the modules named count.
+    made within the modules named count. Where `patches_go_on`, something else reads them after the last attention.
     """
     prefix = layout.num_prefix_tokens
 
@@ -236,7 +241,8 @@ def token_paths(
             longs = [shape[1] for shape in given[name] if shape[1] in lengths]
             gave = [leaf.size for leaf in tree_leaves(found.outputs[name]) if isinstance(leaf, Shape)]
             cuts[name] = tuple(longs.index(s[1]) if len(s) == 3 and s[1] in longs else None for s in gave)
-        cuts |= dict.fromkeys(_between(found, way, lengths, {*done, entry}), (0,))
+        if not patches_go_on:
+            cuts |= dict.fromkeys(_between(found, way, lengths, {*done, entry}), (0,))
         yield replace(whole, cuts=cuts)
     yield whole
 
