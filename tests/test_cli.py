@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +249,10 @@ def test_a_model_without_a_head_cannot_be_checked() -> None:
     result = run("check", "test_resnet", "--num-classes", "0")
     assert result.exit_code == 1
     assert "has no head" in result.output
+
+
+def test_starting_does_not_import_what_a_command_may_not_need() -> None:
+    late = ("captum", "matplotlib", "onnx", "scipy", "skimage", "sklearn", "timm", "transformers")
+    asked = f"import sys, camhook.cli; print([name for name in {late} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
