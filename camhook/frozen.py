@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -74,11 +75,19 @@ class FrozenTail:
         """Return how each wanted logit, targets (B, T), goes up with each of the features, (B, T, ...)."""
         with torch.enable_grad():
             straight = self(*self._given, straight=True) if self._straight is None else self._straight
-            each = [
-                torch.autograd.grad(one.sum(), self._given, retain_graph=True, materialize_grads=True)
-                for one in straight.gather(1, targets).unbind(1)
-            ]
-        return [torch.stack(of_feature, 1) for of_feature in zip(*each, strict=True)]
+            wanted = straight.gather(1, targets)
+            count = wanted.shape[1]
+            if count == 1 or isinstance(wanted, FakeTensor):  # what is being recorded cannot be batched
+                each = [
+                    torch.autograd.grad(one.sum(), self._given, retain_graph=True, materialize_grads=True)
+                    for one in wanted.unbind(1)
+                ]
+                return [torch.stack(of_feature, 1) for of_feature in zip(*each, strict=True)]
+            ones = torch.eye(count, dtype=wanted.dtype, device=wanted.device)[:, None].expand(-1, len(wanted), -1)
+            batched = torch.autograd.grad(
+                wanted, self._given, ones, retain_graph=True, is_grads_batched=True, materialize_grads=True
+            )
+        return [of_feature.transpose(0, 1) for of_feature in batched]
 
     def __call__(self, *features: Tensor, straight: bool, repeats: int = 1) -> Tensor:
         """Run the tail with everything held; differentiable in `features`.
