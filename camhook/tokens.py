@@ -69,6 +69,8 @@ class TokenPath:
     cuts
         Modules that take a sequence cut to its prefix, and for each tensor they give, which of the sequences they were
         given it is as long as (None: it is no sequence). Without any, the tail is a whole forward pass.
+    readers
+        Those of them in which class tokens read, in order.
     """
 
     layout: Layout
@@ -78,6 +80,7 @@ class TokenPath:
     entry: str
     calls: tuple[int, ...]
     cuts: Mapping[str, tuple[int | None, ...]]
+    readers: tuple[str, ...] = ()
 
     @property
     def prefix(self) -> int:
@@ -243,7 +246,7 @@ def token_paths(
             cuts[name] = tuple(longs.index(s[1]) if len(s) == 3 and s[1] in longs else None for s in gave)
         if not patches_go_on:
             cuts |= dict.fromkeys(_between(found, way, lengths, {*done, entry}), (0,))
-        yield replace(whole, cuts=cuts)
+        yield replace(whole, cuts=cuts, readers=tuple(dict.fromkeys(way)))
     yield whole
 
 

@@ -146,9 +146,9 @@ class Subject:
         yield from sorted(plan.features, key=lambda each: -each.grid_size[0] * each.grid_size[1])
         if plan.encoder is not None:
             yield plan.encoder
-        if plan.tokens is None or not plan.tokens.cuts:
+        if plan.tokens is None or not plan.tokens.readers:
             return
-        block, layout, grid_size = list(plan.tokens.cuts)[-1], plan.tokens.layout, plan.tokens.reads[-1].grid_size
+        block, layout, grid_size = plan.tokens.readers[-1], plan.tokens.layout, plan.tokens.reads[-1].grid_size
         module = self.cam.model.get_submodule(block)
         while isinstance(module, nn.Sequential) and len(module):
             block, module = f"{block}.{len(module) - 1}", module[-1]
