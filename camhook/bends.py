@@ -92,8 +92,8 @@ def _secant(act: Callable[[Tensor], Tensor], rest: Tensor, full: Tensor) -> Tens
     is_single = rest.device.type == "mps" or _SINGLE.get()
     wide, short, small = (torch.float32, 1e-2, 1e-3) if is_single else (torch.float64, 1e-5, 1e-8)
     start, end = rest.to(wide), full.to(wide)
-    step = end - start
-    rise, size = act(end) - act(start), act(end).abs() + act(start).abs()
+    first, last = act(start), act(end)
+    step, rise, size = end - start, last - first, last.abs() + first.abs()
     near = (step.abs() < short) & (rise.abs() <= small * size)  # too little to be told from rounding
     with torch.enable_grad():
         middle = (start + step / 2).requires_grad_()

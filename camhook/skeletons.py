@@ -6,7 +6,7 @@ import copy
 import math
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,22 +49,18 @@ class Twin:
 
     def module(self) -> nn.Module:
         """Return the calling thread's copy, up to date."""
-        parts = self._live_parts()
-        known = getattr(self._local, "parts", [])
-        if len(parts) != len(known) or not all(map(operator.is_, parts, known)):
-            self._local.copy, self._local.parts = _copied(self._model, lambda tensor: tensor), parts
+        dicts, known = getattr(self._local, "parts", ([], []))
+        parts = _values(dicts)  # every call looks, so this has to be fast
+        if not parts or len(parts) != len(known) or not all(map(operator.is_, parts, known)):
+            dicts = [d for m in self._model.modules() for d in (vars(m), m._modules, m._parameters, m._buffers)]
+            self._local.copy, self._local.parts = _copied(self._model, lambda tensor: tensor), (dicts, _values(dicts))
         copied: nn.Module = self._local.copy
         return copied
 
-    def _live_parts(self) -> list[Any]:
-        """Return all that a copy shares or repeats, to be told by identity; fast, for every call looks."""
-        parts: list[Any] = []
-        for module in self._model.modules():
-            parts.append(module)
-            parts.extend(vars(module).values())
-            parts.extend(module._parameters.values())
-            parts.extend(module._buffers.values())
-        return parts
+
+def _values(dicts: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """Return all that a copy of these modules' dictionaries shares or repeats, to be told by identity."""
+    return [value for each in dicts for value in each.values()]
 
 
 class Skeleton:
