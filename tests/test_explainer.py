@@ -176,6 +176,18 @@ def test_a_head_that_has_become_another_still_adds_up(change: Callable[[Any], No
     assert not torch.allclose(before.scores, after.scores)
 
 
+def test_a_module_exchanged_deep_within_is_noticed_at_the_next_call() -> None:
+    model = jittered()
+    hidden = nn.Sequential(nn.Linear(model.num_features, 16), nn.ReLU())
+    model.fc = jitter(nn.Sequential(hidden, nn.Linear(16, 7)))
+    cam = camhook.wrap(model, input_size=SIZE, strict=True)
+    before = cam(pictures(), "all")
+    hidden[1] = nn.GELU()
+    after, again = cam(pictures(), "all"), camhook.wrap(model, input_size=SIZE)(pictures(), "all")
+    torch.testing.assert_close(after.maps, again.maps)
+    assert not torch.allclose(after.maps, before.maps, atol=1e-3)
+
+
 @pytest.mark.parametrize("change", [doubled_outside_the_head, max_pooled])
 def test_a_head_that_no_longer_adds_up_shows(change: Callable[[Any], None]) -> None:
     model = jittered()
