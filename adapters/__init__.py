@@ -1,11 +1,11 @@
-"""How each family's features become positions: one small file per way of pooling and laying them out."""
+"""What timm, torchvision, transformers and single families say of their models: layouts, heads, preprocessing."""
 
 from __future__ import annotations
 
 if __name__ == "adapters":
     raise ImportError("This folder is the package camhook.adapters: write `import camhook.adapters`.")
 
-from camhook.adapters import branches, mean
+from camhook.adapters import coat, efficientvim, layouts
 from camhook.adapters.base import Adapter, Layout, adapters, register
 
-__all__ = ["Adapter", "Layout", "adapters", "branches", "mean", "register"]
+__all__ = ["Adapter", "Layout", "adapters", "coat", "efficientvim", "layouts", "register"]

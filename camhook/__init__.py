@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from camhook.adapters import Adapter, Layout, register
+from camhook.cam import CAM, Description, wrap
 from camhook.errors import (
     CamhookError,
     CompletenessError,
@@ -23,8 +24,7 @@ from camhook.errors import (
     TargetError,
     UnsupportedModelError,
 )
-from camhook.explainer import CAM, Description, wrap
-from camhook.results import CAMResult
+from camhook.results.result import CAMResult
 
 if TYPE_CHECKING:
     from camhook.comparison import Comparison, compare

@@ -1,5 +1,5 @@
 """``python -m camhook``."""
 
-from camhook.cli import main
+from camhook.cli.main import main
 
 main(prog_name="camhook")

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from camhook.engine.capture import Observation, observing
+from camhook.engine.hooks import hooked
+from camhook.engine.plan import Plan
 from camhook.errors import HookError
-from camhook.hooks import hooked
-from camhook.observing import Observation, observing
-from camhook.plan import Plan
-from camhook.results import CAMResult
+from camhook.results.result import CAMResult
 
 __all__ = ["Capture", "Pass", "watching"]
 

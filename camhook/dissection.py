@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camhook.accounting import Accounting
+from camhook.decompose.decomposition import Accounting
+from camhook.decompose.tail_inputs import MeanSource
+from camhook.drawing.anatomy import Term, anatomy
 from camhook.errors import CamhookError, ImageError, UnsupportedModelError
-from camhook.montage import Term, anatomy
-from camhook.results import CAMResult
-from camhook.sources import MeanSource
+from camhook.results.result import CAMResult
 
 __all__ = ["dissected"]
 

@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from camhook.plan import Plan
+from camhook.engine.plan import Plan
 
 __all__ = ["PlanCache", "Unknown", "structure_of"]
 

@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camhook.accounting import Accounting
+from camhook.adapters.timm import model_name
+from camhook.decompose.decomposition import Accounting
+from camhook.engine.capture import Observation, observing
+from camhook.engine.explanation import Accounted, check_method
+from camhook.engine.features import check_probe, probe_names
+from camhook.engine.hooks import evaluating
+from camhook.engine.outputs import size_of
+from camhook.engine.plan import Plan
+from camhook.engine.reader import WrappedModel
 from camhook.errors import CamhookError, UnsupportedModelError
-from camhook.explaining import Accounted, check_method
 from camhook.fitting.probe import Probe
 from camhook.fitting.reports import FitReport
-from camhook.hooks import evaluating
-from camhook.inputs import size_of
-from camhook.observing import Observation, observing
-from camhook.plan import Plan, model_name
-from camhook.probing import check_probe, probe_names
 from camhook.targets import ClassNames
-from camhook.wrapped import WrappedModel
 
 __all__ = ["ProbedModel"]
 

@@ -11,12 +11,12 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from camhook.cam import CAM
 from camhook.comparison.attributions import METHODS, method
 from camhook.comparison.baselines import BASELINES
+from camhook.engine.outputs import size_of
 from camhook.errors import CamhookError, ImageError, TargetError
-from camhook.explainer import CAM
-from camhook.images import ImageBatch
-from camhook.inputs import size_of
+from camhook.images.preprocessing import ImageBatch
 from camhook.metrics import METRICS, Metric, metric
 from camhook.metrics.localisation import Boxes, Masks, checked_boxes, checked_truth_masks
 from camhook.targets import resolve_targets

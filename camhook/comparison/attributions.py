@@ -22,7 +22,7 @@ from camhook.comparison import captum_methods as runs
 from camhook.comparison.captum_methods import Attributed
 from camhook.comparison.subjects import Subject
 from camhook.errors import CamhookError
-from camhook.naming import hint
+from camhook.suggestions import hint
 
 __all__ = ["METHODS", "Attributed", "Method", "attribute", "method"]
 

@@ -13,8 +13,8 @@ from camhook.errors import CamhookError, ImageError
 from camhook.metrics.perturbation import blurred
 
 if TYPE_CHECKING:
-    from camhook.explainer import CAM
-from camhook.naming import hint
+    from camhook.cam import CAM
+from camhook.suggestions import hint
 
 __all__ = ["BASELINES", "Reference", "reference"]
 

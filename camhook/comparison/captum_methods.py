@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from camhook.comparison.subjects import Subject, viewing
 from camhook.comparison.superpixels import grid_cells, segment_areas
-from camhook.inputs import size_of
+from camhook.engine.outputs import size_of
 from camhook.metrics.controls import gaussian_maps, random_maps
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from camhook.adapters.timm import model_name
+from camhook.cam import CAM
 from camhook.comparison.asked import (
     chosen_methods,
     chosen_metrics,
@@ -23,10 +25,8 @@ from camhook.comparison.mosaics import confident_mosaics
 from camhook.comparison.subjects import Segments, Subject
 from camhook.comparison.table import Comparison
 from camhook.errors import CamhookError, UnsupportedModelError
-from camhook.explainer import CAM
-from camhook.images import Source
+from camhook.images.photos import Source
 from camhook.metrics.localisation import Boxes, Masks
-from camhook.plan import model_name
 
 __all__ = ["compare"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camhook.comparison.subjects import Subject
+from camhook.engine.outputs import size_of
 from camhook.errors import CamhookError
-from camhook.inputs import size_of
 from camhook.metrics.localisation import mosaics as laid_out
 
 __all__ = ["Mosaics", "confident_mosaics"]

@@ -11,16 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from camhook.cam import CAM
 from camhook.comparison.baselines import Reference, reference
 from camhook.comparison.superpixels import grid_cells, superpixels
+from camhook.engine.copies import Twin
+from camhook.engine.hooks import replacing
+from camhook.engine.outputs import size_of
+from camhook.engine.plan import Features
+from camhook.engine.points import FeaturePoint
 from camhook.errors import CamhookError, UnsupportedModelError
-from camhook.explainer import CAM
-from camhook.hooks import replacing
-from camhook.inputs import size_of
 from camhook.metrics.inputs import checked_batch_size
-from camhook.plan import Features
-from camhook.skeletons import Twin
-from camhook.tracing import FeaturePoint
 
 __all__ = ["Scorer", "Segments", "Subject", "viewing"]
 

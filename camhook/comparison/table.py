@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camhook import drawing
 from camhook.comparison.attributions import METHODS
+from camhook.drawing import overlay as drawing
+from camhook.drawing.montage import Panel, montage
 from camhook.errors import ImageError
 from camhook.metrics import METRICS
 from camhook.metrics.agreement import rank_correlation, top_overlap
-from camhook.montage import Panel, montage
 
 __all__ = ["Agreement", "Comparison", "Row"]
 

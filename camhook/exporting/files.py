@@ -21,7 +21,7 @@ from camhook.exporting.modules import MapModule
 from camhook.files import SOFTWARE, refuse_strangers, replacing_file
 
 if TYPE_CHECKING:
-    from camhook.explainer import CAM
+    from camhook.cam import CAM
 
 __all__ = ["Exported", "metadata", "write"]
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from camhook.bends import single_precision
+from camhook.adapters.timm import model_name
+from camhook.decompose.secants import single_precision
 from camhook.errors import UnsupportedModelError
 from camhook.exporting.modules import MapModule, record
-from camhook.plan import model_name
 from camhook.targets import class_index, resolve_targets
 
 if TYPE_CHECKING:
-    from camhook.explainer import CAM
+    from camhook.cam import CAM
 
 __all__ = ["batch_for", "map_module"]
 

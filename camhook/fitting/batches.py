@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from camhook.errors import CamhookError, ImageError
 from camhook.fitting.checkpoints import Progress
 from camhook.fitting.items import Pooled, Source, Stream, is_batch, split
-from camhook.images import Preprocessing
+from camhook.images.preprocessing import Preprocessing
 
 __all__ = ["Batch", "batches", "first_of"]
 

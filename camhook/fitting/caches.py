@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from camhook.distributed import Ranks
 from camhook.errors import CamhookError, OutputError
-from camhook.fitting.ranks import Ranks
 
 __all__ = ["FeatureCache"]
 

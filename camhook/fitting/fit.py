@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from camhook.adapters.timm import model_name
+from camhook.distributed import Ranks
+from camhook.engine.features import backbone_fingerprint
 from camhook.errors import CamhookError
 from camhook.fitting.batches import batches, first_of
 from camhook.fitting.data import as_source
@@ -20,13 +23,10 @@ from camhook.fitting.items import Indexed, Stream
 from camhook.fitting.learning import Frozen, learner, sizes_of
 from camhook.fitting.outcome import outcome, preprocessing_of
 from camhook.fitting.passes import go_through
-from camhook.fitting.ranks import Ranks
 from camhook.fitting.reports import FitReport
 from camhook.fitting.solving import place_for_rows, solve
 from camhook.fitting.statistics import Statistics
 from camhook.fitting.tally import Tally
-from camhook.plan import model_name
-from camhook.probing import backbone_fingerprint
 
 if TYPE_CHECKING:
     from camhook.probed import ProbedModel

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from camhook.engine.features import run_encoder
+from camhook.engine.hooks import evaluating, hooked
+from camhook.engine.outputs import check_tensor, size_of
 from camhook.errors import CamhookError
 from camhook.fitting.batches import Batch
 from camhook.fitting.caches import FeatureCache
 from camhook.fitting.goals import Goal
 from camhook.fitting.items import Pooled, Source
 from camhook.fitting.tally import Tally
-from camhook.hooks import evaluating, hooked
-from camhook.inputs import check_tensor, size_of
-from camhook.probing import run_encoder
 
 if TYPE_CHECKING:
     from camhook.probed import ProbedModel

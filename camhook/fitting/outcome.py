@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from camhook.adapters.timm import model_name
 from camhook.fitting.checkpoints import Progress
 from camhook.fitting.fidelity import Confidence, measure
 from camhook.fitting.goals import Goal
@@ -11,7 +12,6 @@ from camhook.fitting.probe import Probe, ProbeInfo
 from camhook.fitting.reports import FitReport
 from camhook.fitting.solvers import Solution
 from camhook.fitting.statistics import Statistics
-from camhook.plan import model_name
 
 if TYPE_CHECKING:
     from camhook.probed import ProbedModel

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from camhook.fitting.charts import chart
+from camhook.drawing.charts import chart
+from camhook.drawing.montage import Panel, montage
 from camhook.fitting.fidelity import Fidelity
-from camhook.montage import Panel, montage
 
 __all__ = ["FitReport"]
 

@@ -10,10 +10,10 @@ from contextlib import ExitStack
 
 import torch
 
+from camhook.distributed import Ranks
 from camhook.errors import CamhookError
 from camhook.fitting.caches import FeatureCache
 from camhook.fitting.goals import Goal
-from camhook.fitting.ranks import Ranks
 from camhook.fitting.rows import sample_hash
 from camhook.fitting.solvers import Solution, solve_logistic, solve_ridge
 from camhook.fitting.statistics import Statistics

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from camhook.distributed import Ranks
 from camhook.errors import CamhookError
 from camhook.fitting.batches import Batch
 from camhook.fitting.checkpoints import Progress, load_checkpoint, save_checkpoint
-from camhook.fitting.ranks import Ranks
 from camhook.fitting.statistics import Statistics
 
 __all__ = ["Tally"]

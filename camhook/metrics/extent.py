@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from camhook.drawing import opencv
+from camhook.drawing.overlay import opencv
 from camhook.errors import CamhookError
 from camhook.metrics.inputs import Maps, as_maps
 from camhook.metrics.localisation import Boxes, Masks, checked_boxes, checked_truth_masks

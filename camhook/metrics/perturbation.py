@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camhook.drawing import opencv
+from camhook.drawing.overlay import opencv
 from camhook.errors import CamhookError
 from camhook.metrics.inputs import (
     Baseline,

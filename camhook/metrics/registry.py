@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camhook.errors import CamhookError
 from camhook.metrics import extent, faithfulness, imputation, localisation, perturbation, robustness, sanity
-from camhook.naming import hint
+from camhook.suggestions import hint
 
 __all__ = ["METRICS", "Metric", "metric"]
 

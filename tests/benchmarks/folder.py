@@ -28,11 +28,11 @@ from click import echo
 from PIL import Image
 
 import camhook
-from camhook.bulk.explaining import Question, explain_photos, results
-from camhook.bulk.photos import Photo, list_photos
-from camhook.bulk.reading import batches
-from camhook.bulk.writing import Writer, Writers
 from camhook.demo import demo_model, demo_photos
+from camhook.folders.explaining import Question, explain_photos, results
+from camhook.folders.photos import Photo, list_photos
+from camhook.folders.reading import batches
+from camhook.folders.writing import Writer, Writers
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH = 64 if DEVICE == "cuda" else 8
@@ -119,7 +119,7 @@ def memory(folder: Path, out: Path, workers: int) -> None:
 
 def peak(count: int, folder: Path, out: Path, workers: int) -> None:
     """Explain so many photos in this process, maps only, and say what memory that took."""
-    from camhook.cli import main
+    from camhook.cli.main import main
 
     files = [str(file) for file in sorted(folder.iterdir())[:count]]
     options = explaining(folder, out / str(count), workers, "--no-overlays")[5:]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import camhook
-from camhook import checks
+from camhook.cli import check as checks
 from camhook.demo import demo_model
 
 __all__ = ["CAMHOOK", "CLASSES", "PEERS", "PLAIN", "CannotRun", "Subject", "tools"]

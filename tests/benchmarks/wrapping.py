@@ -19,8 +19,8 @@ import torch
 from click import echo
 
 import camhook
+from camhook.cli.models import in_parallel
 from camhook.errors import CamhookError
-from camhook.zoo import in_parallel
 
 
 def timed(name: str) -> tuple[float, float] | str:

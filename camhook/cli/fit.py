@@ -1,0 +1,142 @@
+"""The command line's ``camhook fit``; on several processes under ``torchrun -m camhook fit``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from camhook.cli.loading import load_model
+from camhook.errors import OutputError
+from camhook.files import SOFTWARE, is_our_png, refuse_strangers, save_png, write_bytes
+
+__all__ = ["fit"]
+
+_DTYPES = ("bfloat16", "float16")
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--model", "name", required=True, help="A timm architecture, hf-hub:NAME, or demo.")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Weights for the model, from a file.")
+@click.option("--num-classes", type=click.IntRange(0), help="Classes of the model; 0 for an encoder without a head.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The probe's file.")
+@click.option("--overwrite", is_flag=True, help="Replace files that camhook did not write.")
+@click.option("--targets", type=click.Choice(["labels", "logits"]), default="labels", show_default=True)
+@click.option("--pool", type=click.Choice(["gap", "attention"]), default="gap", show_default=True)
+@click.option("--solver", type=click.Choice(["ridge", "logistic"]), default="ridge", show_default=True)
+@click.option("--penalty", type=float, multiple=True, help="Several: the best of them. Default: a grid (ridge), 1.")
+@click.option("--standardize/--no-standardize", default=None, help="Default: for logistic.")
+@click.option("--balanced", is_flag=True, help="Have all classes weigh the same.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images.")
+@click.option("--device", help="Default: a GPU if there is one.")
+@click.option("--autocast", type=click.Choice(_DTYPES), help="Run the model in this precision.")
+@click.option("--channels-last", is_flag=True, help="Give the model images in that memory format.")
+@click.option("--holdout", type=float, default=0.1, show_default=True, help="Share of images to measure by.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the hold-out and the folds.")
+@click.option("--checkpoint", type=click.Path(dir_okay=False), help="Written as it goes; the same command goes on.")
+@click.option("--checkpoint-every", type=float, default=60.0, show_default=True, help="Seconds.")
+@click.option("--max-skipped", type=float, default=0.05, show_default=True, help="Share that may be unreadable.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as JSON.")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw the report (PNG).")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def fit(
+    data: Path,
+    name: str,
+    weights: str | None,
+    num_classes: int | None,
+    output: Path,
+    overwrite: bool,
+    penalty: tuple[float, ...],
+    balanced: bool,
+    workers: int,
+    device: str | None,
+    autocast: str | None,
+    report: Path | None,
+    figure: Path | None,
+    no_progress: bool,
+    **options: Any,
+) -> None:
+    """Fit a probe on a model's frozen features: a linear head whose maps are exact.
+
+    DATA is a folder with a folder of images for each class; for --targets logits, which needs no labels, any folder of
+    images. Unreadable images are skipped and listed.
+
+    On several processes or machines: torchrun --nproc-per-node N -m camhook fit ...
+    """
+    import torch
+
+    from camhook import wrap
+
+    if not output.parent.is_dir():
+        raise OutputError(f"There is no folder {output.parent} to write {output.name} to. Make it first.")
+    if report is not None:
+        refuse_strangers([report], _is_our_report, overwrite=overwrite)
+    if figure is not None:
+        refuse_strangers([figure], is_our_png, overwrite=overwrite)
+    with _ranks(device) as (place, rank):
+        _log_to_stderr(rank)
+        cam = wrap(load_model(name, weights, num_classes).to(place))
+        found = cam.fit(
+            data,
+            penalty=(penalty[0] if len(penalty) == 1 else penalty) if penalty else None,
+            class_weight="balanced" if balanced else None,
+            num_workers=workers,
+            autocast=getattr(torch, autocast) if autocast else None,
+            progress=not no_progress,
+            **options,
+        )
+        if rank > 0:
+            return
+        assert cam.probe is not None
+        cam.probe.save(output, overwrite=overwrite)
+        click.echo(f"{found}\nWrote {output}.")
+        if report is not None:
+            write_bytes(report, json.dumps({"software": SOFTWARE, **found.as_dict()}, indent=2).encode())
+        if figure is not None:
+            save_png(found.figure(), figure, overwrite=overwrite)
+
+
+@contextmanager
+def _ranks(device: str | None) -> Iterator[tuple[str, int]]:
+    """Join the processes that torchrun started, and give each its device."""
+    import torch
+    import torch.distributed as dist
+
+    gpu = device is None and torch.cuda.is_available()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device or ("cuda" if gpu else "cpu"), dist.get_rank() if dist.is_initialized() else 0
+        return
+    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else device or "cpu"
+    if place.startswith("cuda"):
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.startswith("cuda") else "gloo")
+    try:
+        yield place, dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def _log_to_stderr(rank: int) -> None:
+    logger = logging.getLogger("camhook")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+def _is_our_report(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("software") == SOFTWARE

@@ -1,0 +1,87 @@
+"""The equation behind a class activation map, drawn: weighted feature maps plus offset equal the logit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from camhook.drawing.montage import Panel, montage
+from camhook.drawing.overlay import Photo, signed_overlay
+
+__all__ = ["Term", "anatomy"]
+
+_INK = (25, 25, 25)
+
+
+_COLUMNS = 5  # panels in a row of `anatomy`
+
+
+@dataclass(frozen=True)
+class Term:
+    """A summand: ``map`` (H, W) in signed logits at the photo's size, ``score`` in logits what it adds (its mean)."""
+
+    label: str
+    weight: float | None
+    map: npt.NDArray[np.floating]
+    score: float
+
+
+def anatomy(photo: Photo, terms: Sequence[Term], total: Term, *, offset: float, title: str = "") -> Image.Image:
+    """Draw CAM's equation: photo = term + term + ... + offset = map, each panel with what it adds to the logit.
+
+    Red adds to the score, blue takes from it. The terms with a weight share one scale, the largest value among them;
+    the rest and the finished map, which are sums of many, share another.
+
+    Parameters
+    ----------
+    photo : PIL.Image.Image or uint8 array (H, W, 3)
+    terms : sequence of Term
+        The summands, with the rest (``weight=None``) where not all are shown.
+    total : Term
+        The finished map; its ``score`` is the logit.
+    offset : float
+        What belongs to no position, in logits.
+    title : str
+
+    Raises
+    ------
+    CamhookError
+        A map has another size than the photo.
+    """
+    single = _largest(term for term in terms if term.weight is not None)
+    summed = _largest(term for term in (*terms, total) if term.weight is None)
+    *parts, whole = (
+        signed_overlay(photo, term.map, scale=summed if term.weight is None else single) for term in (*terms, total)
+    )
+    picture = photo if isinstance(photo, Image.Image) else Image.fromarray(photo)
+    logit = f"logit {total.score:+.2f}"
+
+    panels = [Panel(picture, "photo", (logit,))]
+    for term, part in zip(terms, parts, strict=True):
+        weight = "" if term.weight is None else f"w = {term.weight:+.3g}  ·  "
+        panels.append(Panel(part, term.label, (f"{weight}adds {term.score:+.2f}",), "=" if len(panels) == 1 else "+"))
+    tile = Image.new("RGB", picture.size, (242, 242, 242))
+    font = ImageFont.load_default(max(tile.size) / 8)
+    ImageDraw.Draw(tile).text(
+        (tile.width / 2, tile.height / 2), f"{round(offset, 2) + 0.0:+.2f}", fill=_INK, font=font, anchor="mm"
+    )
+    panels.append(Panel(tile, "offset", ("belongs to no position",), "+" if terms else "="))
+    panels.append(Panel(whole, total.label, (logit,), "="))
+
+    footer = (
+        f"Red adds to the score, blue takes from it. Full colour is {single:.3g} logits of either sign in panels with "
+        f"a weight w, {summed:.3g} in the sums of many. A panel adds the mean of its map over all positions."
+    )
+    missing = total.score - offset - sum(term.score for term in terms)
+    if abs(missing) >= 0.005:  # an equation that does not hold must not look as if it did
+        footer += f" What these panels add leaves {missing:+.2f} of the logit out."
+    rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
+    return montage(rows, cell=(260, 260), title=title, footer=footer)
+
+
+def _largest(terms: Iterable[Term]) -> float:
+    return max((float(np.nanmax(np.abs(term.map), initial=0)) for term in terms), default=0.0)

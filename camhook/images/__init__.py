@@ -1,0 +1,1 @@
+"""Photos to model inputs, and maps back to the photo's pixels."""
