@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camhook.adapters.base import Adapter, adapters
-from camhook.adapters.data_config import data_config_of
-from camhook.adapters.libraries import class_names_of
+from camhook.adapters.libraries import class_names_of, data_config_of
 from camhook.adapters.timm import model_name, own_config
 from camhook.decompose.tail_inputs import MeanSource, WeightedSource
 from camhook.engine.capture import observing

@@ -17,8 +17,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 import camhook
-from camhook.adapters.data_config import data_config_of
-from camhook.adapters.libraries import class_names_of, image_size_of
+from camhook.adapters.libraries import class_names_of, data_config_of, image_size_of
 from camhook.demo import demo_photos
 from camhook.errors import ImageError
 from camhook.images.preprocessing import Preprocessing
