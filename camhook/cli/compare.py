@@ -12,8 +12,7 @@ import click
 from camhook.cli.loading import load_model
 from camhook.cli.options import model_options
 from camhook.errors import CamhookError, ImageError, TargetError
-from camhook.folders.photos import unique_names
-from camhook.images.photos import photo_files
+from camhook.images.loading import photo_files, unique_names
 
 if TYPE_CHECKING:
     from camhook.cam import CAM

@@ -65,16 +65,16 @@ def explain(
     import numpy as np
 
     from camhook import wrap
-    from camhook.distributed import Share, device_for
+    from camhook.distributed import Ranks
     from camhook.folders.explaining import Question
     from camhook.folders.photos import list_photos
     from camhook.folders.records import settings_of
     from camhook.folders.running import Run
     from camhook.folders.writing import Writer
 
-    share = Share.from_environment()
+    ranks = Ranks.from_environment()
     listed = list_photos(photos)
-    mine = share.of(listed)
+    mine = ranks.of(listed)
     single = output.suffix.lower() == ".png"
     if single and len(listed) > 1:
         raise OutputError(f"{len(listed)} photos were given and one file, {output}. Pass a directory as --output.")
@@ -82,7 +82,7 @@ def explain(
         raise OutputError(f"--no-overlays leaves no picture to write to {output}. Pass a directory as --output.")
     if output.suffix and not single and not output.is_dir():
         raise OutputError(f"{output}: a path that ends in .png or a directory was expected, found {output.suffix!r}.")
-    model = load_model(name, checkpoint, num_classes).to(device_for(device, share))
+    model = load_model(name, checkpoint, num_classes).to(ranks.device_for(device))
     cam = wrap(model, probe=probe, method="probe" if probe else "auto")
     if cam.probe is not None:
         click.echo(cam.probe)
@@ -99,7 +99,7 @@ def explain(
     cam.inputs(np.zeros((64, 64, 3), dtype=np.uint8))  # where no photo can be preprocessed, it says so now
     settings = settings_of(cam, targets=wanted, topk=topk, rivals=rivals, probe=probe, overlays=overlays)
     if workers is None:
-        workers = share.workers() if len(mine) > batch_size else 0
-    run = Run(mine, share, Writer(output, settings, overlays, overwrite), batch_size, workers)
+        workers = ranks.workers() if len(mine) > batch_size else 0
+    run = Run(mine, ranks, Writer(output, settings, overlays, overwrite), batch_size, workers)
     if status := run(cam, Question(wanted, topk, rivals)):
         sys.exit(status)

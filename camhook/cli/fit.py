@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +72,7 @@ def fit(
     import torch
 
     from camhook import wrap
+    from camhook.distributed import Ranks
 
     if not output.parent.is_dir():
         raise OutputError(f"There is no folder {output.parent} to write {output.name} to. Make it first.")
@@ -82,8 +80,10 @@ def fit(
         refuse_strangers([report], _is_our_report, overwrite=overwrite)
     if figure is not None:
         refuse_strangers([figure], is_our_png, overwrite=overwrite)
-    with _ranks(device) as (place, rank):
-        _log_to_stderr(rank)
+    mine = Ranks.from_environment()
+    place = mine.device_for(device)
+    with mine.joined(place) as ranks:
+        _log_to_stderr(ranks.rank)
         cam = wrap(load_model(name, weights, num_classes).to(place))
         found = cam.fit(
             data,
@@ -94,7 +94,7 @@ def fit(
             progress=not no_progress,
             **options,
         )
-        if rank > 0:
+        if ranks.rank > 0:
             return
         assert cam.probe is not None
         cam.probe.save(output, overwrite=overwrite)
@@ -103,26 +103,6 @@ def fit(
             write_bytes(report, json.dumps({"software": SOFTWARE, **found.as_dict()}, indent=2).encode())
         if figure is not None:
             save_png(found.figure(), figure, overwrite=overwrite)
-
-
-@contextmanager
-def _ranks(device: str | None) -> Iterator[tuple[str, int]]:
-    """Join the processes that torchrun started, and give each its device."""
-    import torch
-    import torch.distributed as dist
-
-    gpu = device is None and torch.cuda.is_available()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield device or ("cuda" if gpu else "cpu"), dist.get_rank() if dist.is_initialized() else 0
-        return
-    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else device or "cpu"
-    if place.startswith("cuda"):
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.startswith("cuda") else "gloo")
-    try:
-        yield place, dist.get_rank()
-    finally:
-        dist.destroy_process_group()
 
 
 def _log_to_stderr(rank: int) -> None:

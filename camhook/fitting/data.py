@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from camhook.errors import CamhookError, ImageError
 from camhook.fitting.caches import FeatureCache
 from camhook.fitting.items import ADVICE, Indexed, Pooled, Source, Stream, is_batch, likely_columns
-from camhook.images.photos import photo_files
+from camhook.images.loading import photo_files
 
 __all__ = ["as_source"]
 

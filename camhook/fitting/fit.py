@@ -174,7 +174,7 @@ def fit(
     goal = goal_of(num_logits, cam.model_class_names, source, first, targets, class_names, num_classes, *weighing)
     fingerprint = backbone_fingerprint(cam.model)
     device = frozen.device if frozen.device.type == "cuda" else torch.device("cpu")
-    ranks, size = Ranks(device), source.size
+    ranks, size = Ranks.of_process_group(device), source.size
 
     def empty() -> Statistics:
         kinds: dict[str, Any] = {"targets": goal.kind, "folds": folds, "holdout": holdout, "capacity": capacity}

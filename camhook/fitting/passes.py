@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 from tqdm import tqdm
 
 from camhook.errors import CamhookError, ImageError
 from camhook.fitting.batches import Batch
 from camhook.fitting.tally import Tally
+from camhook.interrupts import stop_on_signals
 
 __all__ = ["go_through"]
 
@@ -55,7 +52,7 @@ def go_through(
     ImageError
         More than that share could not be read.
     KeyboardInterrupt
-        On Ctrl-C, after the batch at hand was counted and the checkpoint written. A second one does not wait.
+        On Ctrl-C or SIGTERM, after the batch at hand was counted and the checkpoint written; a second one at once.
     """
     ranks, saved, shown, over = tally.ranks, time.monotonic(), 0, False
     error: Exception | None = None
@@ -66,7 +63,7 @@ def go_through(
         desc="features",
         disable=not (progress and ranks.rank == 0),
     )
-    with bar, _interruptible() as interrupted:
+    with bar, stop_on_signals(deferred=True) as interrupted:
         step, counting = 0, False
         while not over:
             step += 1
@@ -128,23 +125,3 @@ def _advice(tally: Tally) -> str:
     if tally.path is None:
         return "nothing is kept, since no checkpoint was asked for"
     return f"the same command goes on from {os.fspath(tally.path)}"
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Have Ctrl-C wait until a batch is counted as a whole; a second one does not wait."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-    before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
-
-    def note(number: int, frame: Any) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from camhook.cam import CAM
-from camhook.folders.photos import Photo
-from camhook.folders.reading import batches
+from camhook.folders.photos import Photo, with_stamp
 from camhook.folders.writing import Writers, Written
+from camhook.images.loading import ImageReader, load_batches
 from camhook.results.result import CAMResult
 
 __all__ = ["Question", "explain_photos", "results"]
@@ -39,15 +39,16 @@ def results(
     assert cam.preprocessing is not None
     reference = next(cam.model.parameters(), torch.zeros(()))
     pinned = reference.device.type == "cuda"
-    for batch in batches(photos, cam.preprocessing, workers=workers, pin_memory=pinned):
-        if batch.tensor is None:
-            yield None, [], [], batch.broken
+    reader = ImageReader(with_stamp, cam.preprocessing)
+    for batch in load_batches(reader, photos, workers=workers, pin_memory=pinned):
+        if batch.images is None:
+            yield None, [], [], batch.skipped
             continue
-        tensor = batch.tensor.to(reference.device, reference.dtype, non_blocking=True)
-        found = question.ask(cam, tensor).renamed([photo.name for photo in batch.photos])
+        tensor = batch.images.to(reference.device, reference.dtype, non_blocking=True)
+        found = question.ask(cam, tensor).renamed([photo.name for photo in batch.keys])
         values = {name: value.cpu() for name, value in vars(found).items() if isinstance(value, Tensor)}
         found = replace(found, **values, geometries=tuple(batch.geometries), photos=None)  # type: ignore[arg-type]
-        yield found, batch.photos, batch.stamps, batch.broken
+        yield found, batch.keys, batch.extras, batch.skipped
 
 
 def explain_photos(

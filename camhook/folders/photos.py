@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from camhook.errors import OutputError
-from camhook.images.photos import photo_files
+from camhook.images.loading import photo_files, unique_names
 
-__all__ = ["Photo", "list_photos", "stamp"]
+__all__ = ["Photo", "list_photos", "stamp", "with_stamp"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ def list_photos(paths: Sequence[Path]) -> list[Photo]:
     return photos
 
 
+def with_stamp(photo: Photo) -> tuple[Path, dict[str, Any]]:
+    """Return a photo's path and its stamp from before it is read."""
+    return photo.path, stamp(photo.path)
+
+
 def stamp(path: Path) -> dict[str, Any]:
     """Say which photo it is: its path, size in bytes and time of change; nothing where it cannot be looked at."""
     try:
@@ -49,15 +53,3 @@ def stamp(path: Path) -> dict[str, Any]:
     except OSError:
         return {}
     return {"path": os.path.abspath(path), "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-
-
-def unique_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Name each photo by its stem; where several share one, by folder and kind too, and at last by a number."""
-    names = {file: file.stem for file in files}
-    for form in ("{folder}-{stem}", "{folder}-{stem}-{kind}", "{number}-{stem}"):
-        shared = Counter(names.values())
-        for number, (file, name) in enumerate(list(names.items())):
-            if shared[name] > 1:
-                parts = {"folder": file.resolve().parent.name, "stem": file.stem, "kind": file.suffix[1:]}
-                names[file] = form.format(number=number, **parts)
-    return names

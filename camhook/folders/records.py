@@ -11,7 +11,7 @@ from typing import Any
 
 from camhook.adapters.timm import model_name
 from camhook.cam import CAM
-from camhook.distributed import Share
+from camhook.distributed import Ranks
 from camhook.files import SOFTWARE, refuse_strangers, write_bytes
 from camhook.fingerprints import fingerprint
 from camhook.folders.photos import Photo, stamp
@@ -72,11 +72,11 @@ class Skipped:
         If there is a file of that name that camhook did not write.
     """
 
-    def __init__(self, directory: Path, share: Share, *, overwrite: bool = False) -> None:
-        part = f"-{share.rank}-of-{share.world}" if share.world > 1 else ""
+    def __init__(self, directory: Path, ranks: Ranks, *, overwrite: bool = False) -> None:
+        part = f"-{ranks.rank}-of-{ranks.world}" if ranks.world > 1 else ""
         self.file = directory / f"skipped{part}.txt"
         self.reasons: list[str] = []
-        for old in self._outdated(directory, share):
+        for old in self._outdated(directory, ranks):
             old.unlink(missing_ok=True)
         refuse_strangers([self.file], _is_list, overwrite=overwrite)
 
@@ -95,11 +95,11 @@ class Skipped:
             text = "\n".join([_HEADING, *self.reasons]) + "\n"
             write_bytes(self.file, text.encode("utf-8", "backslashreplace"))
 
-    def _outdated(self, directory: Path, share: Share) -> Iterator[Path]:
+    def _outdated(self, directory: Path, ranks: Ranks) -> Iterator[Path]:
         """Yield this rank's list of an earlier run; the first rank also clears up after another number of ranks."""
         for file in directory.glob("skipped*.txt"):
-            of_these = file.name.endswith(f"-of-{share.world}.txt") if share.world > 1 else file == self.file
-            if (file == self.file or (share.rank == 0 and not of_these)) and _is_list(file):
+            of_these = file.name.endswith(f"-of-{ranks.world}.txt") if ranks.world > 1 else file == self.file
+            if (file == self.file or (ranks.rank == 0 and not of_these)) and _is_list(file):
                 yield file
 
 

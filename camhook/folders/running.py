@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +12,13 @@ import click
 from tqdm import tqdm
 
 from camhook.cam import CAM
-from camhook.distributed import Share
+from camhook.distributed import Ranks
 from camhook.errors import OutputError
 from camhook.folders.explaining import Question, explain_photos
 from camhook.folders.photos import Photo
 from camhook.folders.records import Skipped, is_done, remove_remains
 from camhook.folders.writing import Writer, Writers, Written
+from camhook.interrupts import stop_on_signals
 
 __all__ = ["Run"]
 
@@ -31,7 +30,7 @@ class Run:
     """What one rank does: its photos, and the counts of what became of them."""
 
     photos: Sequence[Photo]
-    share: Share
+    ranks: Ranks
     writer: Writer
     batch_size: int
     workers: int
@@ -48,8 +47,8 @@ class Run:
         except OSError as error:
             raise OutputError(f"The directory {directory} cannot be made: {error}. Choose another path.") from error
         remove_remains(directory, self.photos)
-        self._skipped = Skipped(directory, self.share, overwrite=self.writer.overwrite)
-        quiet = len(self.photos) < 4 or self.share.rank > 0
+        self._skipped = Skipped(directory, self.ranks, overwrite=self.writer.overwrite)
+        quiet = len(self.photos) < 4 or self.ranks.rank > 0
         try:
             with tqdm(total=len(self.photos), unit="photo", disable=quiet) as self._bar:
                 stopped = self._explain(cam, question)
@@ -61,13 +60,13 @@ class Run:
             return 130  # as shells have it for Ctrl-C
         if self._skipped.reasons:
             click.echo(f"Error: {self._skipped}", err=True)
-        self.share.wait()
+        self.ranks.wait()
         return 1 if self._skipped.reasons else 0
 
     def _explain(self, cam: CAM, question: Question) -> bool:
         """Explain; tell whether that was stopped."""
         try:
-            with _stoppable(), Writers(self.writer, self.workers) as writers:
+            with stop_on_signals(), Writers(self.writer, self.workers) as writers:
                 written = explain_photos(cam, self._groups(), question, writers, workers=self.workers)
                 with closing(written):
                     for each in written:
@@ -102,19 +101,6 @@ class Run:
                 tqdm.write(caption, file=sys.stdout)
 
     def _summary(self) -> str:
-        part = f"Rank {self.share.rank} of {self.share.world}: " if self.share.world > 1 else ""
+        part = f"Rank {self.ranks.rank} of {self.ranks.world}: " if self.ranks.world > 1 else ""
         done = f", {self.found_done} were done already" if self.found_done else ""
         return f"{part}Explained {self.explained} of {len(self.photos)} photos{done}; wrote to {self.writer.directory}."
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Have the signal that clusters and torchrun end processes with do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from torch import Tensor
 from camhook.errors import CamhookError, OutputError
 from camhook.folders.photos import Photo, stamp
 from camhook.images.photos import load_photo
+from camhook.interrupts import ignore_interrupts
 from camhook.results.result import CAMResult
 from camhook.results.saving import save_one
 from camhook.targets import ClassNames
@@ -138,8 +138,7 @@ def _packed(result: CAMResult) -> bytes:
 def _left_alone(parent: int) -> None:
     """Set up a process: one thread, since there are many; Ctrl-C is the main process's; none outlives that one."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ignore_interrupts()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,24 +108,3 @@ def guarded(what: str, path: str | None = None, *, advice: str = _DAMAGED) -> It
         elif isinstance(error, UnidentifiedImageError):
             advice = "it is not an image in a format that Pillow knows; convert it to PNG or JPEG"
         raise ImageError(f"{what} cannot be used: {advice}. ({type(error).__name__}: {error})") from error
-
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
-
-def photo_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield these files, and all photos in these folders.
-
-    Raises
-    ------
-    ImageError
-        If a folder holds none.
-    """
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
-        if not found:
-            raise ImageError(f"The folder {path} holds no photos ({', '.join(sorted(_SUFFIXES))}).")
-        yield from found

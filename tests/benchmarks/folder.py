@@ -30,9 +30,9 @@ from PIL import Image
 import camhook
 from camhook.demo import demo_model, demo_photos
 from camhook.folders.explaining import Question, explain_photos, results
-from camhook.folders.photos import Photo, list_photos
-from camhook.folders.reading import batches
+from camhook.folders.photos import Photo, list_photos, with_stamp
 from camhook.folders.writing import Writer, Writers
+from camhook.images.loading import ImageReader, load_batches
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH = 64 if DEVICE == "cuda" else 8
@@ -142,9 +142,10 @@ def throughput(folder: Path, out: Path, workers: int, rounds: int = 5) -> None:
 
     def plain() -> None:
         with torch.inference_mode():
-            for batch in batches(groups(), cam.preprocessing, workers=workers, pin_memory=DEVICE == "cuda"):  # type: ignore[arg-type]
-                if batch.tensor is not None:
-                    cam.model(batch.tensor.to(DEVICE, non_blocking=True)).cpu()
+            reader = ImageReader(with_stamp, cam.preprocessing)
+            for batch in load_batches(reader, groups(), workers=workers, pin_memory=DEVICE == "cuda"):
+                if batch.images is not None:
+                    cam.model(batch.images.to(DEVICE, non_blocking=True)).cpu()
 
     def maps() -> None:
         for _ in results(cam, groups(), Question(), workers=workers):

@@ -23,7 +23,7 @@ import camhook
 from camhook.cli import check as checks
 from camhook.cli.loading import load_model
 from camhook.cli.main import main
-from camhook.distributed import Share, device_for
+from camhook.distributed import Ranks
 from camhook.errors import CamhookError, OutputError
 from camhook.folders import records, running, writing
 from camhook.folders.photos import Photo, list_photos, stamp
@@ -416,24 +416,24 @@ def test_torchrun_lets_every_rank_finish(options: list[str | Path], tmp_path: Pa
 def test_ranks_of_the_environment(environment: dict[str, str], expected: tuple[int, int] | None) -> None:
     if expected is None:
         with pytest.raises(CamhookError, match="in the environment"):
-            Share.from_environment(environment)
+            Ranks.from_environment(environment)
         return
-    share = Share.from_environment(environment)
-    assert (share.rank, share.world) == expected
+    ranks = Ranks.from_environment(environment)
+    assert (ranks.rank, ranks.world) == expected
 
 
 def test_shares_are_all_of_it_and_have_nothing_in_common() -> None:
     items = list(range(11))
-    shares = [Share(rank, 4).of(items) for rank in range(4)]
+    shares = [Ranks(rank, 4).of(items) for rank in range(4)]
     assert sorted(item for share in shares for item in share) == items
 
 
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(CamhookError, match=r"--device .* cannot be used: .*Pass cpu, cuda"):
-        device_for("cuda:99", Share())
+        Ranks().device_for("cuda:99")
     with pytest.raises(CamhookError, match="cannot be used"):
-        device_for("tpu-of-mine", Share())
-    assert device_for("cpu", Share(local_rank=1)) == "cpu"
+        Ranks().device_for("tpu-of-mine")
+    assert Ranks(local_rank=1).device_for("cpu") == "cpu"
 
 
 def test_names_are_unique_and_photos_come_once(tmp_path: Path) -> None:
@@ -470,14 +470,14 @@ def test_a_writing_process_that_dies_is_an_error(
 def test_a_reading_process_that_dies_is_an_error(
     photos: Path, options: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("camhook.folders.reading.stamp", lambda _: os._exit(9))
+    monkeypatch.setattr("camhook.folders.photos.stamp", lambda _: os._exit(9))
     result = run("explain", photos, *options, "--workers", "1")
     assert result.exit_code == 1
     assert "A process that reads photos died" in result.output
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-@pytest.mark.parametrize("place", ["camhook.folders.reading.stamp", "camhook.folders.writing.save_one"])
+@pytest.mark.parametrize("place", ["camhook.folders.photos.stamp", "camhook.folders.writing.save_one"])
 def test_an_error_that_is_not_about_a_photo_surfaces(
     workers: str, place: str, photos: Path, options: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
