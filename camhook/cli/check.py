@@ -1,31 +1,58 @@
-"""One model in real numbers: whether its maps add up, whether Captum agrees, what a call costs."""
+"""Command ``check``: completeness of one model's maps, agreement with Captum, and the time of a call."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from torch import Tensor, nn
 
+from camhook.adapters import libraries
 from camhook.adapters.base import Layout
-from camhook.adapters.timm import own_config
 from camhook.cam import CAM, wrap
+from camhook.cli.loading import create, load_model
+from camhook.cli.options import model_options
 from camhook.engine.description import Description
 from camhook.engine.outputs import in_chans_of
 from camhook.images.preprocessing import Preprocessing
 from camhook.results.result import CAMResult
 
-__all__ = ["Check", "check", "jitter"]
+__all__ = ["Check", "check", "jitter", "measure"]
 
 _EQUAL = 1e-3  # Captum's map and ours, relative to the largest value, where both compute the same in float32
 _STEPS = 32
 _PAIRS = 7
+
+
+@click.command()
+@click.argument("model")
+@model_options
+@click.option("--pretrained", is_flag=True, help="Fetch timm's pretrained weights.")
+@click.option("--photo", type=click.Path(path_type=Path), help="A photo to check on, instead of random noise.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(
+    model: str, checkpoint: str | None, num_classes: int | None, pretrained: bool, photo: Path | None, as_json: bool
+) -> None:
+    """Check MODEL in real numbers: whether its maps add up and agree with Captum, and what they cost.
+
+    Without --checkpoint or --pretrained the weights are random, and jittered, so that none is zero. The exit status is
+    1 if a map does not add up, or if Captum disagrees where it computes the same.
+    """
+    trained = pretrained or checkpoint is not None or model == "demo"
+    made = load_model(model, checkpoint, num_classes) if trained else create(model, num_classes=num_classes)
+    found = measure(made, photo, untrained=not trained)
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+    if not found.passed:
+        raise click.ClickException(f"{model} failed the check.")
 
 
 @dataclass(frozen=True)
@@ -35,18 +62,19 @@ class Check:
     Attributes
     ----------
     completeness_error, tolerance
-        How far mean of map plus offset misses the logit at most, and how far it may, relative to the largest logit.
+        The largest difference between mean of map plus offset and the logit, and the largest allowed, both relative to
+        the largest logit.
     offset_share
         The share of the top class's logit that belongs to no position.
     captum
-        What of Captum the top class's map was compared with, and whether that computes the same.
+        The Captum method that the top class's map was compared with, and whether it computes the same.
     is_same
         Captum computes the same, so that its map has to be equal up to a factor.
     correlation, deviation
-        Of Captum's map with ours, and by how much they differ at most, relative to the largest value; None where there
-        is nothing to compare with, or, of the correlation, where the map is flat.
+        Correlation of Captum's map with ours, and their largest difference relative to the largest value; None where
+        nothing was compared, or, for the correlation, where the map is flat.
     wrap_seconds, forward_ms, call_ms
-        Time of wrapping, and medians of plain forward passes and of calls, taken in turns.
+        Time of wrapping, and medians of plain forward passes and of calls, measured in turns.
     """
 
     model: str
@@ -98,7 +126,7 @@ class Check:
 
 
 def jitter(model: nn.Module, seed: int = 0) -> None:
-    """Move every parameter a little, in place, so that none that a fresh model starts at zero hides a mistake."""
+    """Add noise to every parameter, in place: heads that are initialised to zero would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -108,15 +136,17 @@ def jitter(model: nn.Module, seed: int = 0) -> None:
             parameter.add_(noise.to(parameter), alpha=0.1 * spread if spread > 1e-4 else fresh)
 
 
-def check(model: nn.Module, photo: str | os.PathLike[str] | None = None, *, untrained: bool = False) -> Check:
-    """Explain one image with a timm model and measure.
+def measure(model: nn.Module, photo: str | os.PathLike[str] | None = None, *, untrained: bool = False) -> Check:
+    """Explain one image with a timm model; measure completeness, agreement with Captum, and time.
 
     Parameters
     ----------
+    model
+        The classifier, on the CPU; set to eval mode.
     photo
-        What to explain; default random noise.
+        Path of the photo to explain; default random noise.
     untrained
-        Its weights are random: `jitter` them first, in place.
+        The weights are random: `jitter` them first, in place.
 
     Raises
     ------
@@ -158,7 +188,7 @@ def check(model: nn.Module, photo: str | os.PathLike[str] | None = None, *, untr
 
 
 def _inputs(model: nn.Module, cam: CAM, photo: str | os.PathLike[str] | None) -> Tensor:
-    config = own_config(model) or {}
+    config = libraries.data_config(model) or {}
     size = cam.describe().input_size
     channels = in_chans_of(model, size)
     if photo is not None:
@@ -167,7 +197,7 @@ def _inputs(model: nn.Module, cam: CAM, photo: str | os.PathLike[str] | None) ->
 
 
 def _captum(model: nn.Module, found: Description, inputs: Tensor, target: int) -> tuple[Tensor | None, str, bool]:
-    """Return Captum's map (h, w) of what comes closest to ours, what that is, and whether it is the same."""
+    """Return the map (h, w) of the closest Captum method, its name, and whether it computes the same as ours."""
     from captum.attr import IntegratedGradients, LayerGradCam, LayerGradientXActivation
 
     name = found.target_layer.removeprefix("input of ")
@@ -181,7 +211,7 @@ def _captum(model: nn.Module, found: Description, inputs: Tensor, target: int) -
         return layout.split(attribution, found.grid_size)[0].sum(1)[0].detach()
 
     if found.tail == "mlp" and not is_input:
-        # Captum integrates along the same path; its norms move on the way, where ours are held.
+        # Captum integrates along the same path, and its norms change along it, where ours are frozen.
         with torch.no_grad():
             kept: list[Tensor] = []
             handle = layer.register_forward_hook(lambda module, args, output: kept.append(output.detach().clone()))
@@ -196,9 +226,9 @@ def _captum(model: nn.Module, found: Description, inputs: Tensor, target: int) -
                 handle.remove()
 
         positions, prefix = layout.split(kept[0], found.grid_size)
-        rest = layout.join(torch.zeros_like(positions), prefix)
+        baseline = layout.join(torch.zeros_like(positions), prefix)
         integrated = IntegratedGradients(tail).attribute(
-            kept[0], rest, target=target, n_steps=_STEPS, internal_batch_size=4
+            kept[0], baseline, target=target, n_steps=_STEPS, internal_batch_size=4
         )
         return as_map(integrated), f"IntegratedGradients from there on, {_STEPS} steps (norms move)", False
     is_same = found.tail == "linear"
@@ -221,13 +251,13 @@ def _compared(theirs: Tensor, result: CAMResult) -> tuple[float | None, float]:
 
 
 def _times(forward: Callable[[], Any], call: Callable[[], Any]) -> tuple[float, float]:
-    """Return medians in milliseconds of runs in turns, after one of each to warm up."""
+    """Return median times in milliseconds of runs in turns, after one warm-up run of each."""
     times: dict[Callable[[], Any], list[float]] = {forward: [], call: []}
     for _ in range(_PAIRS + 1):
-        for run, taken in times.items():
+        for run, measured in times.items():
             started = time.perf_counter()
             with torch.no_grad():
                 run()
-            taken.append(1000 * (time.perf_counter() - started))
-    first, second = (statistics.median(taken[1:]) for taken in times.values())
+            measured.append(1000 * (time.perf_counter() - started))
+    first, second = (statistics.median(measured[1:]) for measured in times.values())
     return first, second

@@ -1,10 +1,12 @@
-"""What camhook makes of timm's architectures: every one is built without values, read, and told in a row."""
+"""Commands ``describe`` and ``models``: how one model, or any of timm's architectures, is read."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
+import sys
 import time
 import warnings
 from collections import Counter
@@ -13,37 +15,92 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import click
 import torch
 
-from camhook.errors import CamhookError
+from camhook.cam import wrap
+from camhook.cli.loading import create, load_model, unknown_architecture
+from camhook.cli.options import model_options
+from camhook.errors import CamhookError, OutputError
+from camhook.text_tables import text_table
 
-__all__ = ["GIVEN_CLASSES", "Format", "Row", "in_parallel", "read", "rendered", "summary", "survey"]
+__all__ = ["GIVEN_CLASSES", "Row", "describe", "in_parallel", "models", "read", "rendered", "summary", "survey"]
 
 Format = Literal["table", "json", "csv"]
-Asked = TypeVar("Asked")
-Told = TypeVar("Told")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Progress = Callable[[Iterator[Any], int], Iterable[Any]]
 
 GIVEN_CLASSES = 10
-"""How many classes an architecture is given that has none by itself, for a second row."""
+"""The ``num_classes`` of the second row of an architecture that comes without a classifier."""
+
+
+@click.command()
+@click.argument("model")
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def describe(model: str, checkpoint: str | None, num_classes: int | None, as_json: bool) -> None:
+    """Say where and how MODEL's map is read: layer, layout, grid, pooling, tail. Its weights are not needed."""
+    has_weights = checkpoint is not None or model == "demo"
+    made = load_model(model, checkpoint, num_classes) if has_weights else create(model, num_classes=num_classes)
+    found = wrap(made).describe()
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+
+
+@click.command()
+@click.argument("pattern", default="*")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file instead.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@click.option("--jobs", type=click.IntRange(1), help="How many processes; default one for each core.")
+def models(pattern: str, form: Format, output: Path | None, overwrite: bool, jobs: int | None) -> None:
+    """List how camhook reads timm's architectures: all, or those whose name matches PATTERN.
+
+    PATTERN may hold wildcards (*, ?); without any, it is a name or part of one. No weights are needed. An architecture
+    that comes without a classifier has pooling "none", and a second row, made with ten classes, where it takes any.
+    """
+    import timm
+    from tqdm import tqdm
+
+    if output is not None and output.exists() and not overwrite:
+        raise OutputError(f"{output} is there already. Pass --overwrite, or another --output.")
+    names = timm.list_models(pattern) or timm.list_models(f"*{pattern}*")
+    if not names:
+        raise unknown_architecture(pattern)
+
+    def progress(rows: Iterator[Any], total: int) -> Iterable[Any]:
+        shown: Iterable[Any] = tqdm(rows, total=total, unit="model", file=sys.stderr)
+        return shown
+
+    rows = survey(names, min(jobs or os.cpu_count() or 1, len(names)), progress=progress)
+    text = rendered(rows, form)
+    if output is None:
+        click.echo(text)
+    else:
+        try:
+            output.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{output} cannot be written: {error}. Pass another --output.") from error
+    click.echo(("\n" if output is None else "") + summary(rows), err=output is None and form != "table")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What camhook found out about an architecture.
+    """How camhook reads one architecture.
 
     Attributes
     ----------
     name, family
         The architecture, and the timm module that defines it.
     given_classes
-        The ``num_classes`` that it was made with, or None: as it comes.
+        The ``num_classes`` that it was made with; None for timm's default.
     reason
-        Why no map can be had; empty if one can. Other fields are then None.
+        Why there is no map, else empty. Other fields are then None.
     seconds
-        What wrapping it took.
+        Time that `wrap` took.
     others
         See `Description`.
     """
@@ -73,17 +130,17 @@ class Row:
 def survey(names: Sequence[str] | None = None, jobs: int = 1, *, progress: Progress | None = None) -> list[Row]:
     """Wrap architectures of timm on the meta device, in parallel.
 
-    One that comes without a classifier has a row with pooling ``"none"``, since only a probe can tell its maps, and a
-    second one, made with `GIVEN_CLASSES` classes, where it takes any.
+    One that comes without a classifier has a row with pooling ``"none"``, since its maps need a probe, and a second
+    row, made with `GIVEN_CLASSES` classes, where it takes any.
 
     Parameters
     ----------
     names
         Architectures; default all.
     jobs
-        How many processes to use; 1 stays in this one.
+        Number of processes; 1 uses the current one.
     progress
-        Is given the results as they come, and how many to expect, and hands them on; such as tqdm.
+        Wraps the iterator of results, given their number; such as tqdm.
 
     Returns
     -------
@@ -93,11 +150,11 @@ def survey(names: Sequence[str] | None = None, jobs: int = 1, *, progress: Progr
     import timm
 
     wanted = list(names) if names is not None else timm.list_models()
-    told: Iterator[list[Row]] = (
+    results: Iterator[list[Row]] = (
         rows or [Row(name, reason="The process that looked at it died, most likely for want of memory.")]
         for name, rows in in_parallel(read, wanted, jobs)
     )
-    found = [row for rows in (progress(told, len(wanted)) if progress else told) for row in rows]
+    found = [row for rows in (progress(results, len(wanted)) if progress else results) for row in rows]
     return sorted(found, key=lambda row: (row.name, row.given_classes or 0))
 
 
@@ -113,8 +170,6 @@ def read(name: str) -> list[Row]:
 def _row(name: str, given_classes: int | None) -> Row:
     import timm
 
-    import camhook
-
     options = {} if given_classes is None else {"num_classes": given_classes}
     started = time.perf_counter()
     try:
@@ -126,7 +181,7 @@ def _row(name: str, given_classes: int | None) -> Row:
     family = timm.models.model_entrypoint(name).__module__.removeprefix("timm.models.")
     started = time.perf_counter()
     try:
-        found = camhook.wrap(model).describe().as_dict()
+        found = wrap(model).describe().as_dict()
     except CamhookError as error:
         return Row(name, family, given_classes, reason=str(error), seconds=time.perf_counter() - started)
     except Exception as error:  # one architecture must not end the survey of all
@@ -137,34 +192,34 @@ def _row(name: str, given_classes: int | None) -> Row:
 
 
 def in_parallel(
-    function: Callable[[Asked], Told], asked: Sequence[Asked], jobs: int
-) -> Iterator[tuple[Asked, Told | None]]:
-    """Yield what a function tells of each, as it comes, out of so many processes; None if it took its process down."""
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int
+) -> Iterator[tuple[Item, Result | None]]:
+    """Yield each item with the function's result, as they complete in ``jobs`` processes; None if its process died."""
     if jobs == 1:
-        yield from ((each, function(each)) for each in asked)
+        yield from ((item, function(item)) for item in items)
         return
-    left = list(asked)
+    left = list(items)
     while left:
-        told: list[Asked] = []
+        done: list[Item] = []
         with _pool(jobs) as pool:
-            futures = {pool.submit(function, each): each for each in left}
+            futures = {pool.submit(function, item): item for item in left}
             try:
                 for future in as_completed(futures):
                     result = future.result()
-                    told.append(futures[future])
+                    done.append(futures[future])
                     yield futures[future], result
             except BrokenProcessPool:
                 pool.shutdown(wait=True, cancel_futures=True)
-        left = [each for each in left if each not in told]
+        left = [item for item in left if item not in done]
         # Work is taken in order, so what took the pool down is among the first that are left: one pool for each.
         suspects, left = left[: 2 * jobs], left[2 * jobs :]
-        yield from ((each, _alone(function, each)) for each in suspects)
+        yield from ((item, _alone(function, item)) for item in suspects)
 
 
-def _alone(function: Callable[[Asked], Told], asked: Asked) -> Told | None:
+def _alone(function: Callable[[Item], Result], item: Item) -> Result | None:
     with _pool(1) as pool:
         try:
-            return pool.submit(function, asked).result()
+            return pool.submit(function, item).result()
         except BrokenProcessPool:
             return None
 
@@ -178,8 +233,22 @@ def _prepare() -> None:
     warnings.simplefilter("ignore")
 
 
+_COLUMNS = {
+    "architecture": "title",
+    "input": "input_size",
+    "features": "feature_shape",
+    "layout": "layout",
+    "grid": "grid_size",
+    "prefix": "num_prefix_tokens",
+    "pooling": "pooling",
+    "tail": "tail",
+    "passes": "forward_passes",
+    "feature point": "target_layer",
+}
+
+
 def rendered(rows: Sequence[Row], form: Format) -> str:
-    """Write rows out as a table, JSON or CSV."""
+    """Format rows as a table (of those that have a map), JSON or CSV."""
     if form == "json":
         return json.dumps([asdict(row) for row in rows], indent=1)
     if form == "csv":
@@ -188,29 +257,8 @@ def rendered(rows: Sequence[Row], form: Format) -> str:
         writer.writerow(field.name for field in fields(Row))
         writer.writerows([_cell(value) for value in asdict(row).values()] for row in rows)
         return buffer.getvalue().rstrip("\n")
-    head = (
-        "architecture",
-        "input",
-        "features",
-        "layout",
-        "grid",
-        "prefix",
-        "pooling",
-        "tail",
-        "passes",
-        "feature point",
-    )
-    lines = [head] + [
-        (
-            row.title,
-            *map(_cell, (row.input_size, row.feature_shape, row.layout, row.grid_size, row.num_prefix_tokens)),
-            *map(_cell, (row.pooling, row.tail, row.forward_passes, row.target_layer)),
-        )
-        for row in rows
-        if not row.reason
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    mapped = [row for row in rows if not row.reason]
+    return text_table([list(_COLUMNS), *([_cell(getattr(row, name)) for name in _COLUMNS.values()] for row in mapped)])
 
 
 def _cell(value: Any) -> str:
@@ -220,7 +268,7 @@ def _cell(value: Any) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Count rows by what was found, and list by name what cannot be had."""
+    """Count rows by layout, pooling, tail and passes, and list the architectures that cannot be had."""
     failed = [row for row in rows if row.reason]
     had = [row for row in rows if not row.reason]
     names, lost = {row.name for row in rows}, {row.name for row in failed}
