@@ -1,4 +1,20 @@
-"""What an adapter declares, and the registry through which the engine meets them."""
+"""Layout of features, Adapter declarations, and the registry of adapters.
+
+How to add a family
+-------------------
+Most models need no adapter: the general one, ``layouts.MEAN``, tries the usual layouts, and the engine establishes
+numerically what the head does. Add one where ``camhook.wrap`` finds no place to read, or a map that you know to be
+wrong:
+
+1. Make ``adapters/<family>.py`` with one `Adapter`: ``applies`` recognises the models (``timm.is_from_module`` for one
+   of timm's modules), ``layouts`` yields the layouts that their features may have, ``target_layer`` names the module
+   that holds the positions, where it is not the one whose output ``forward_head`` is given.
+2. Call `register` on it, and import the module in ``adapters/__init__.py``. A package of your own needs neither: it
+   names its adapter in an entry point of the group ``camhook.adapters``. Or pass ``adapter=`` to `wrap`, unregistered.
+3. Check it: ``camhook describe NAME``, ``camhook check NAME``. A wrong layout is refused by the engine's numerical
+   checks; the order of positions is not, so test the maps against a forward pass written out, as
+   ``tests/adapters/test_adapters.py`` does.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +29,7 @@ from torch import Tensor, nn
 
 from camhook.errors import CamhookError, LayoutError
 
-__all__ = ["Adapter", "Layout", "adapters", "register", "shares_stride"]
+__all__ = ["Adapter", "Layout", "adapters", "any_model", "register", "shares_stride"]
 
 ENTRY_POINT_GROUP = "camhook.adapters"
 
@@ -89,7 +105,7 @@ class Layout:
 
 
 def shares_stride(grid_size: tuple[int, int], input_size: tuple[int, int]) -> bool:
-    """Tell whether one stride explains a grid on both axes, up to rounding at the edges.
+    """Return whether one stride explains a grid on both axes, up to rounding at the edges.
 
     A stride of r gives floor(height / r) to ceil(height / r) rows.
     """
@@ -99,7 +115,7 @@ def shares_stride(grid_size: tuple[int, int], input_size: tuple[int, int]) -> bo
 
 
 def _grid_of(positions: int, input_size: tuple[int, int]) -> tuple[int, int]:
-    """Find h and w with h * w = positions that one stride explains on both axes (up to rounding at the edges)."""
+    """Return the (h, w) with h * w = positions that one stride explains on both axes, up to rounding at the edges."""
     height, width = input_size
     grids = [(h, positions // h) for h in range(1, positions + 1) if positions % h == 0]
     fits = sorted(
@@ -114,9 +130,14 @@ def _grid_of(positions: int, input_size: tuple[int, int]) -> tuple[int, int]:
     return fits[0][1:]
 
 
+def any_model(model: nn.Module) -> bool:
+    """Return True: the default ``applies`` of an adapter, which makes it a general one."""
+    return True
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """A family's way of laying out its positions, and where its score is read from them.
+    """Layouts of a family's features, and the modules that hold them.
 
     Parameters
     ----------
@@ -124,26 +145,36 @@ class Adapter:
         Unique name, shown by ``describe()``.
     layouts
         Given the model and the shape of the features, the layouts that may apply, most likely first. The engine takes
-        the first that passes its numerical check: nothing is taken on trust.
+        the first that passes its numerical check.
     applies
-        Whether the adapter is for this model.
+        Whether the adapter is for this model; by default for every model, which makes it a *general* adapter.
     target_layer
         Name of the module whose output holds the positions, where it is not what ``forward_head`` is given; prefixed
         by ``"input of "``, the module whose input does. Or a function from the model to such a name, or to several
         names, of all the places that the score is read from.
     reads
-        For a model whose class tokens read the positions: the modules within which what they read counts, where some of
-        it leads nowhere.
+        For a model with class tokens: names of the modules within which a class token's attention counts, where other
+        modules' class tokens are dropped on the way to the logits.
+    priority
+        Adapters of a higher priority are asked first; negative for one that only fills in.
+
+    Examples
+    --------
+    >>> class Cells(nn.Module):
+    ...     pass
+    >>> Adapter("cells", lambda model, shape: [Layout("NHWC")], applies=lambda model: isinstance(model, Cells)).name
+    'cells'
     """
 
     name: str
     layouts: Callable[[nn.Module, tuple[int, ...]], Iterable[Layout]]
-    applies: Callable[[nn.Module], bool] = lambda model: True
+    applies: Callable[[nn.Module], bool] = any_model
     target_layer: str | Callable[[nn.Module], str | Sequence[str]] | None = None
     reads: Callable[[nn.Module], Sequence[str]] | None = None
+    priority: int = 0
 
     def layers(self, model: nn.Module) -> list[str] | None:
-        """Return the names of the layers of this model that hold the positions, if the adapter says so."""
+        """Return the names of this model's layers that hold the positions; None where the adapter names none."""
         layers = self.target_layer(model) if callable(self.target_layer) else self.target_layer
         if layers is None:
             return None
@@ -155,7 +186,7 @@ _loaded_entry_points = False
 
 
 def register(adapter: Adapter) -> Adapter:
-    """Add an adapter; later ones are asked first.
+    """Add an adapter to the registry; see `adapters` for the order in which they are asked.
 
     Third parties register without being imported through an entry point of the group ``camhook.adapters`` that names
     an `Adapter`.
@@ -172,17 +203,27 @@ def register(adapter: Adapter) -> Adapter:
 
 
 def adapters() -> list[Adapter]:
-    """Return the registered adapters in the order in which they are asked."""
+    """Return the registered adapters in the order in which they are asked.
+
+    By priority, highest first; of one priority, those of a family (with ``applies``) before general ones; among these,
+    later registered ones first. So a family's adapter is asked before the general ones whenever it was imported.
+
+    Raises
+    ------
+    CamhookError
+        If the adapter of an installed package cannot be loaded.
+    """
     global _loaded_entry_points
     if not _loaded_entry_points:
         for entry_point in entry_points(group=ENTRY_POINT_GROUP):
             try:
                 adapter = entry_point.load()
-            except Exception as error:  # whatever a stranger's package raises on import
+            except Exception as error:  # an installed package may raise anything on import
                 raise CamhookError(
                     f"The adapter {entry_point.name!r} ({entry_point.value}) of an installed package cannot be loaded: "
                     f"{error!r}. Mend or uninstall that package."
                 ) from error
             register(adapter)
         _loaded_entry_points = True
-    return list(reversed(_registry.values()))
+    later_first = reversed(_registry.values())
+    return sorted(later_first, key=lambda each: (each.priority, each.applies is not any_model), reverse=True)

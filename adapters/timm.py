@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from camhook.adapters.data_config import as_pair
+
 __all__ = [
     "architecture",
     "class_names",
@@ -18,8 +20,11 @@ __all__ = [
     "imagenet_index",
     "in_channels",
     "input_size",
+    "is_channels_last",
     "is_encoder",
     "is_from_module",
+    "num_prefix_tokens",
+    "patch_size",
 ]
 
 
@@ -58,6 +63,24 @@ def in_channels(model: nn.Module) -> int | None:
     """Return the input channels of the configuration, which still says 3 for a model made with ``in_chans=1``."""
     size = _pretrained_cfg(model).get("input_size")
     return size[0] if size else None
+
+
+def num_prefix_tokens(model: nn.Module) -> int | None:
+    """Return how many tokens come before the patches (class, distillation, register tokens), if the model says so."""
+    return getattr(model, "num_prefix_tokens", None)
+
+
+def is_channels_last(model: nn.Module) -> bool | None:
+    """Return whether features are NHWC, if the model says so (``output_fmt``)."""
+    declared = getattr(model, "output_fmt", None)
+    return None if declared is None else bool(getattr(declared, "value", declared) == "NHWC")
+
+
+def patch_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return (rows, columns) of a patch in pixels, if the patch embedding or the model says so."""
+    holders = (getattr(model, "patch_embed", None), model)
+    sizes = (as_pair(getattr(holder, "patch_size", None)) for holder in holders)
+    return next((size for size in sizes if size is not None), None)
 
 
 def class_names(model: nn.Module) -> dict[int, str]:

@@ -10,7 +10,7 @@ from torch import nn
 from camhook.adapters.data_config import ADVICE, Size, as_pair, numbers, timm_config
 from camhook.errors import ImageError
 
-__all__ = ["class_names", "data_config_of", "in_channels", "input_size"]
+__all__ = ["class_names", "data_config_of", "in_channels", "input_size", "patch_size"]
 
 _BY_SHORTEST_EDGE = {"CLIP", "Bit", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer"}
 _UNSUPPORTED = ("do_pad", "do_thumbnail", "do_flip_channel_order", "resize_short")
@@ -34,6 +34,11 @@ def in_channels(model: nn.Module) -> int | None:
     """Return the input channels of the configuration, if it says so."""
     channels = _from_config(model, "num_channels")
     return channels if isinstance(channels, int) else None
+
+
+def patch_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return (rows, columns) of a patch in pixels, if the model's configuration says so."""
+    return as_pair(getattr(getattr(model, "config", None), "patch_size", None))
 
 
 def class_names(model: nn.Module) -> dict[int, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -19,6 +21,8 @@ from camhook.adapters import base
 from camhook.adapters import layouts as mean
 from camhook.adapters.base import Adapter, Layout, adapters, register
 from camhook.errors import CamhookError, LayoutError, UnsupportedModelError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +102,53 @@ def test_later_adapters_are_asked_first(registry: dict[str, Adapter]) -> None:
     assert register(other) is other
     assert register(other) is other  # the very same again: a module imported twice
     assert [adapter.name for adapter in adapters()] == ["other", "mean"]
+
+
+@pytest.mark.parametrize("order", list(permutations(["mean", "general", "family", "later family"])))
+def test_families_are_asked_before_general_adapters_whenever_they_were_registered(
+    registry: dict[str, Adapter], order: tuple[str, ...]
+) -> None:
+    registry.clear()
+    for name in order:
+        if name == "mean":
+            register(mean.MEAN)
+        elif name == "general":
+            register(replace(mean.MEAN, name=name, priority=0))
+        else:
+            register(Adapter(name, mean.token_layouts, applies=lambda model: isinstance(model, nn.Linear)))
+    families = [name for name in reversed(order) if "family" in name]  # of two families, the later registered one
+    assert [adapter.name for adapter in adapters()] == [*families, "general", "mean"]
+
+
+def test_priority_comes_before_everything_else(registry: dict[str, Adapter]) -> None:
+    for name, priority in (("first", 2), ("second", 1), ("last", -2)):
+        register(replace(THREEFOLD, name=name, priority=priority))
+    register(Adapter("general of a priority", mean.token_layouts, priority=1))
+    order = ["first", "second", "general of a priority", "mean", "last"]
+    assert [adapter.name for adapter in adapters()] == order
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_the_order_of_imports_does_not_matter(step: int, tmp_path: Path) -> None:
+    family = 'from camhook.adapters.base import *; register(Adapter("family", None, applies=lambda model: False))'
+    (tmp_path / "family.py").write_text(family)
+    modules = ["family", "camhook.adapters.coat", "camhook.adapters.efficientvim", "camhook.adapters.layouts"][::step]
+    # In the place of camhook and camhook.adapters are empty packages, so that no other module is imported first.
+    code = f"""
+import importlib, sys, types
+sys.path.insert(0, {str(tmp_path)!r})
+for name, folder in ("camhook", "camhook"), ("camhook.adapters", "adapters"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
+for name in {modules}:
+    importlib.import_module(name)
+from camhook.adapters import base
+base._loaded_entry_points = True
+print([adapter.name for adapter in base.adapters()])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = ast.literal_eval(done.stdout)
+    assert (sorted(names), names[-1]) == (["coat", "efficientvim", "family", "mean"], "mean")
 
 
 def test_two_adapters_of_one_name() -> None:
@@ -225,7 +276,6 @@ def test_entry_point_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_folder_is_not_a_package_of_its_own() -> None:
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", "import adapters"], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "import adapters"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "ImportError: This folder is the package camhook.adapters" in done.stderr
