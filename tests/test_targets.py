@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import camhook
+from camhook.adapters.libraries import class_names
 from camhook.errors import TargetError
 from camhook.targets import ClassNames, resolve_targets
 
@@ -144,7 +145,7 @@ def test_no_names() -> None:
 
 
 def test_names_of_timm_models() -> None:
-    names = ClassNames.of_model(timm.create_model("test_resnet"))
+    names = ClassNames(class_names(timm.create_model("test_resnet")))
     assert len(names) == 1000
     assert (names.label(0), names.label(281)) == ("tench", "tabby")
     assert (names.index("tabby"), names.index("Tabby Cat"), names.index("Tinca tinca")) == (281, 281, 0)
@@ -158,14 +159,14 @@ def test_names_of_timm_models() -> None:
 
 
 def test_names_of_timm_models_with_a_head_of_the_users() -> None:
-    assert len(ClassNames.of_model(timm.create_model("test_resnet", num_classes=10))) == 0
+    assert len(ClassNames(class_names(timm.create_model("test_resnet", num_classes=10)))) == 0
     model = timm.create_model("test_resnet")
     model.reset_classifier(10)
-    assert len(ClassNames.of_model(model)) == 0
+    assert len(ClassNames(class_names(model))) == 0
 
 
 def test_names_of_other_models() -> None:
-    assert len(ClassNames.of_model(torch.nn.Linear(2, 1000))) == 0
+    assert len(ClassNames(class_names(torch.nn.Linear(2, 1000)))) == 0
 
 
 def test_names_that_come_with_the_weights() -> None:
@@ -175,7 +176,7 @@ def test_names_that_come_with_the_weights() -> None:
         "label_names": ["n1", "n2"],
         "label_descriptions": {"n2": "red fox"},
     }
-    names = ClassNames.of_model(model)
+    names = ClassNames(class_names(model))
     assert (len(names), names.label(0), names.index("red fox")) == (2, "n1", 1)
 
 
