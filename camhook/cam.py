@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from camhook.adapters.base import Adapter
 from camhook.adapters.timm import model_name
 from camhook.capture import Capture, Pass, watching
+from camhook.decompose.secants import single_precision
 from camhook.dissection import dissected
 from camhook.engine.copies import Twin
 from camhook.engine.description import Description
@@ -319,15 +320,40 @@ class CAM(ProbedModel):
 
         is_onnx = os.fspath(path).endswith(".onnx")
         module = self._recorded(target, topk, input_size, method, single=is_onnx)
-        return write(module, path, metadata(self, module), overwrite=overwrite)
+        about = metadata(
+            module,
+            explains=self.describe().as_dict(),
+            head=str(self.plan_for((module.input_shape[1], module.input_shape[2])).head),
+            class_names=self.class_names,
+            data_config=self.preprocessing.config if self.preprocessing else None,
+        )
+        return write(module, path, about, overwrite=overwrite)
 
     def _recorded(
         self, target: Any, topk: int | None, input_size: Sequence[int] | None, method: str | None, *, single: bool
     ) -> MapModule:
-        from camhook.exporting.making import map_module
+        """Record a call on a copy of the model; ``single``: secants in single precision, as ONNX Runtime needs it."""
+        from camhook.exporting.modules import MapModule, classes_of, record
 
         size = input_size or next(iter(self._plans), None) or self._known_size()
         self.plan_for((size[0], size[1]))
         copied = self.like(Twin(self.model).module())
         copied.model_class_names, copied.probe = self.model_class_names, self._probe
-        return map_module(copied, target, topk, size, method=method or self._method, single=single)
+        recorded: list[tuple[int, ...] | str] = []
+
+        def compute(images: Tensor) -> tuple[Tensor, Tensor]:
+            with copied.accounted(images, method or self._method) as accounted:
+                logits, account = accounted.logits, accounted.account
+                classes, named = classes_of(target, topk, logits, accounted.class_names)
+                recorded.append(named)
+                if named == "all" and not account.widens:
+                    raise UnsupportedModelError(
+                        "The maps of all classes at once cannot be recorded for this tail, which does not accept a "
+                        "larger batch. Ask for some classes, or topk=."
+                    )
+                return logits, account.all_maps() if named == "all" else account.maps(classes)
+
+        shape = (self.in_chans, *size)
+        with single_precision() if single else nullcontext():
+            graph = record(compute, copied.model, shape, like=self.reference, name=model_name(self.model))
+        return MapModule(graph, shape, recorded[0])

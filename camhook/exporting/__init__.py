@@ -1,1 +1,1 @@
-"""A model and its maps where camhook is not: as a plain module, an exported program, an ONNX file."""
+"""Export of a model together with its maps: a plain module, an exported program (.pt2), an ONNX file."""

@@ -1,8 +1,8 @@
-"""A forward pass and its maps as one plain module: recorded once, as the tensor operations that the engine made of it.
+"""Logits and maps of a model as one graph, recorded with `make_fx`, for `torch.compile`, `torch.export` and ONNX.
 
-The engine itself is run on a batch without values whose size is a symbol, and every operation that reaches torch, those
-of the backward pass through the tail among them, is written down. What is left is a graph without hooks, modes or a
-line of camhook in it, so whatever takes a graph takes it: `torch.compile`, `torch.export`, ONNX.
+The computation is run once on a fake tensor whose batch size is symbolic, and every ATen operation of it is recorded,
+those of the backward pass through the tail among them. The graph holds no hooks, no torch-function modes and no call of
+camhook.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ import torch
 from torch import Tensor, fx, nn
 
 from camhook.errors import ImageError, UnsupportedModelError
+from camhook.targets import ClassNames, class_index, resolve_targets
 
-__all__ = ["MapModule", "record"]
+__all__ = ["MapModule", "classes_of", "record"]
 
-_BATCH = 97  # the example's batch size: one that no other axis has, or a comparison might take the two for the same
+_BATCH = 97  # the example's batch size: unlike the size of any other axis, so that no comparison identifies the two
 
 
 class MapModule(nn.Module):
-    """From images to logits and maps; made by `CAM.module`.
+    """A module from images to logits and maps; made by `CAM.module`.
 
-    Its weights are a copy: training the model later does not change them. It is always in eval mode, on the device and
-    in the dtype that the model had.
+    Its weights are copies: training the model later does not change them. It stays in eval mode, on the device and in
+    the dtype of the model when it was recorded.
 
     Attributes
     ----------
     input_shape : tuple of int
-        (C, H, W) of the images it takes.
+        (C, H, W) of its input images.
     classes : tuple of int or str
-        The classes whose maps it gives, in order; ``"all"``; or ``"top 3"``: those with the highest logits.
+        Classes of the maps, in order; ``"all"``; or, say, ``"top 3"``: those with the highest logits.
     """
 
     def __init__(self, graph: fx.GraphModule, input_shape: Sequence[int], classes: tuple[int, ...] | str) -> None:
@@ -42,14 +43,14 @@ class MapModule(nn.Module):
         self.training = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits (B, K) and the maps (B, T, h, w) of preprocessed images (B, C, H, W).
+        """Return the logits (B, K) and the maps (B, T, h, w), in logits, of preprocessed images (B, C, H, W).
 
-        A map's mean over positions is what the positions add to the logit: the logit less that is the offset.
+        The logit minus a map's mean over positions is the offset, which belongs to no position.
 
         Raises
         ------
         ImageError
-            If the images are of another size.
+            If the images have another size.
         """
         if images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
             raise ImageError(
@@ -60,7 +61,7 @@ class MapModule(nn.Module):
         return logits, maps
 
     def train(self, mode: bool = True) -> MapModule:
-        """Stay in eval mode: what was recorded is the model's behaviour there."""
+        """Stay in eval mode, in which the graph was recorded."""
         return self
 
 
@@ -72,23 +73,29 @@ def record(
     like: Tensor,
     name: str,
 ) -> fx.GraphModule:
-    """Write down what `compute` does with a batch of images of that shape (C, H, W), for batches of any size.
+    """Record `compute` as a graph for batches of any size.
 
     Parameters
     ----------
     compute
-        From images to logits and maps. It sees a tensor without values.
+        From images (B, C, H, W) to logits and maps. It is called once, with a fake tensor.
     model
-        Whose parameters and buffers it uses; the graph's are copies, under the same names.
+        The model whose parameters and buffers it uses; the graph gets copies, named alike.
+    input_shape
+        (C, H, W) of the images.
     like
         A tensor on the device and of the dtype of the images.
     name
-        What to call the model in an error.
+        The model's name, for errors.
+
+    Returns
+    -------
+    torch.fx.GraphModule
 
     Raises
     ------
     UnsupportedModelError
-        If the model cannot be recorded, since what it does depends on the pictures' values or on how many there are.
+        If the forward pass depends on the values of the images, or on the batch size.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -103,23 +110,45 @@ def record(
             graph = make_fx(compute, decomposition_table=_DECOMPOSED, _allow_non_fake_inputs=True)(images)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise UnsupportedModelError(
-            f"{name} cannot be recorded as a graph: {error}. What it does depends on the pictures' values, so call the "
-            "CAM itself, cam(images), where the map is needed."
+            f"{name} cannot be recorded as a graph: {error}. What it does depends on the pictures' values, so call "
+            "cam(images) where maps are needed."
         ) from error
     graph.graph.eliminate_dead_code()
-    _own(graph, model)
+    _copy_weights(graph, model)
     graph.recompile()
     assert mode.shape_env is not None
     if mode.shape_env.replacements:
         raise UnsupportedModelError(
-            f"{name} cannot be recorded for batches of any size: its forward pass fixes the batch size on the way. "
-            "Call the CAM itself, cam(images), where the map is needed."
+            f"{name} cannot be recorded for batches of any size: its forward pass specialises on the batch size. "
+            "Call cam(images) where maps are needed."
         )
     return graph
 
 
-def _own(graph: fx.GraphModule, model: nn.Module) -> None:
-    """Give the graph copies of the tensors that it reads, as buffers, named as in the model."""
+def classes_of(
+    target: Any, topk: int | None, logits: Tensor, names: ClassNames
+) -> tuple[Tensor, tuple[int, ...] | str]:
+    """Return the classes (B, T) whose maps to record, and what `MapModule.classes` calls them.
+
+    Unlike `resolve_targets`, a list holds several classes, the same for every image; default the top 1.
+
+    Raises
+    ------
+    TargetError
+        If there is no such class.
+    """
+    if target is None or topk is not None:
+        topk = 1 if topk is None else topk
+        return resolve_targets(target, topk, logits, names), f"top {topk}"
+    if isinstance(target, str) and target == "all":
+        return resolve_targets("all", None, logits, names), "all"
+    listed = target if isinstance(target, list | tuple) else [target]
+    indices = [class_index(each, logits.shape[1], names) for each in listed]
+    return torch.tensor([indices], device=logits.device).expand(logits.shape[0], -1), tuple(indices)
+
+
+def _copy_weights(graph: fx.GraphModule, model: nn.Module) -> None:
+    """Replace the tensors that the graph reads by copies, registered as buffers and named as in the model."""
     names = {id(value): name for name, value in [*model.named_parameters(), *model.named_buffers()]}
     reads = [(node, getattr(graph, node.target)) for node in graph.graph.find_nodes(op="get_attr")]
     owned: dict[int, str] = {}
@@ -133,7 +162,7 @@ def _own(graph: fx.GraphModule, model: nn.Module) -> None:
 
 
 def _padded(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
-    """Pad by joining: torch's own step fixes the batch size."""
+    """Pad by concatenation: the decomposition that torch has specialises on the batch size."""
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         d = x.ndim - 1 - i
         x = x.narrow(d, max(0, -before), x.shape[d] + min(0, before) + min(0, after))
@@ -156,16 +185,15 @@ def _convolution_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> Any:
-    """Take a convolution's slope as the transposed convolution that it is; of its weights none is wanted."""
+    """Return a convolution's gradient with respect to its input, as a transposed convolution."""
     if transposed or any(output_mask[1:]):
         return NotImplemented
-    given, gave = x.shape[2:], grad.shape[2:]
-    kernel = weight.shape[2:]
-    left = [
-        given[d] - ((gave[d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel[d] - 1) + 1)
+    size, kernel = x.shape[2:], weight.shape[2:]
+    extra = [
+        size[d] - ((grad.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel[d] - 1) + 1)
         for d in range(len(kernel))
     ]
-    return torch.ops.aten.convolution(grad, weight, None, stride, padding, dilation, True, left, groups), None, None
+    return torch.ops.aten.convolution(grad, weight, None, stride, padding, dilation, True, extra, groups), None, None
 
 
 _DECOMPOSED: dict[Any, Callable[..., Any]] = {
