@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from camhook.errors import TargetError
+from camhook.suggestions import hint
 
 __all__ = ["ClassNames", "class_index", "resolve_targets"]
 
@@ -79,12 +79,9 @@ class ClassNames:
         if found:
             listed = ", ".join(f"{index} ({self._names[index]})" for index in found)
             raise TargetError(f"The name {name!r} is ambiguous: classes {listed}. Pass the index.")
-        parts = {part.strip().lower(): part.strip() for full in self._names.values() for part in full.split(",")}
-        near = difflib.get_close_matches(wanted, parts, n=5) or [p for p in parts if wanted and wanted in p][:5]
-        hint = (
-            f"Did you mean {', '.join(parts[n] for n in near)}?" if near else "Pass the index, or class_names= to wrap."
-        )
-        raise TargetError(f"No class is named {name!r}. {hint}")
+        parts = {part.strip() for full in self._names.values() for part in full.split(",")}
+        advice = hint(wanted, sorted(parts), count=5, otherwise="Pass the index, or class_names= to wrap.")
+        raise TargetError(f"No class is named {name!r}. {advice}")
 
 
 def resolve_targets(target: Any, topk: int | None, logits: Tensor, names: ClassNames) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a command line names: models, with the weights of a file or their own, and photos."""
+"""Models that a command line names, with their pretrained weights or those of a file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 from torch import nn
 
 from camhook.errors import UnsupportedModelError
+from camhook.suggestions import hint
 
 __all__ = ["create", "load_model", "unknown_architecture"]
 
 
 def load_model(name: str, checkpoint: str | None, num_classes: int | None) -> nn.Module:
-    """Make a timm model with its pretrained weights, or with those of a file.
+    """Make a timm model with its pretrained weights, or with those of a file; ``"demo"`` is the demo model.
 
     Raises
     ------
@@ -55,19 +56,15 @@ def create(name: str, *, pretrained: bool = False, num_classes: int | None = Non
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
-        made, advice = (
-            ("with pretrained weights", "\nPass --checkpoint FILE if you have them.") if pretrained else ("", "")
-        )
-        raise UnsupportedModelError(f"{name} could not be made{' ' * bool(made)}{made}: {error}{advice}") from error
+        weights = " with pretrained weights" if pretrained else ""
+        advice = "\nPass --checkpoint FILE if you have them." if pretrained else ""
+        raise UnsupportedModelError(f"{name} could not be made{weights}: {error}{advice}") from error
     return model
 
 
 def unknown_architecture(name: str) -> UnsupportedModelError:
-    """Return the error that says what the name is close to."""
-    import difflib
-
+    """Return the error for a name that timm does not have, with those that are close."""
     import timm
 
-    near = difflib.get_close_matches(name, timm.list_models(), n=5)
-    hint = f" Did you mean {', '.join(near)}?" if near else ' `timm.list_models("*part*")` finds names.'
-    return UnsupportedModelError(f"timm has no architecture named {name!r}.{hint}")
+    advice = hint(name, timm.list_models(), count=5, otherwise='`timm.list_models("*part*")` finds names.')
+    return UnsupportedModelError(f"timm has no architecture named {name!r}. {advice}")
