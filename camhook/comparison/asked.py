@@ -18,7 +18,7 @@ from camhook.engine.outputs import size_of
 from camhook.errors import CamhookError, ImageError, TargetError
 from camhook.images.preprocessing import ImageBatch
 from camhook.metrics import METRICS, Metric, metric
-from camhook.metrics.localisation import Boxes, Masks, checked_boxes, checked_truth_masks
+from camhook.metrics.arguments import Boxes, Masks, as_boxes, as_object_masks
 from camhook.targets import resolve_targets
 
 __all__ = [
@@ -115,7 +115,7 @@ def truths(boxes: Boxes | None, masks: Masks | None, images: Tensor, batch: Imag
             raise ImageError(f"Found {name} of {count} images for {len(images)} images, expected one entry an image.")
     if boxes is not None:
         sizes = [size_of(images)] * len(images) if batch is None else [each.photo_size for each in batch.geometries]
-        rows = [checked_boxes([each], size)[0] for each, size in zip(boxes, sizes, strict=True)]
+        rows = [as_boxes([each], size)[0] for each, size in zip(boxes, sizes, strict=True)]
         if batch is not None:
             for i, geometry in enumerate(batch.geometries):
                 (down, right), (top, left) = geometry.scale, geometry.offset
@@ -130,7 +130,7 @@ def truths(boxes: Boxes | None, masks: Masks | None, images: Tensor, batch: Imag
                     )
         found["boxes"] = rows
     if masks is not None:
-        found["masks"] = checked_truth_masks(masks, images[:, 0])
+        found["masks"] = as_object_masks(masks, images[:, 0])
     return found
 
 

@@ -26,7 +26,7 @@ from camhook.comparison.subjects import Segments, Subject
 from camhook.comparison.table import Comparison
 from camhook.errors import CamhookError, UnsupportedModelError
 from camhook.images.photos import Source
-from camhook.metrics.localisation import Boxes, Masks
+from camhook.metrics.arguments import Boxes, Masks
 
 __all__ = ["compare"]
 

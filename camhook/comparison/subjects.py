@@ -20,7 +20,7 @@ from camhook.engine.outputs import size_of
 from camhook.engine.plan import Features
 from camhook.engine.points import FeaturePoint
 from camhook.errors import CamhookError, UnsupportedModelError
-from camhook.metrics.inputs import checked_batch_size
+from camhook.metrics.arguments import checked_batch_size
 
 __all__ = ["Scorer", "Segments", "Subject", "viewing"]
 

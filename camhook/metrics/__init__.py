@@ -1,9 +1,12 @@
-"""Measure maps: plain functions of arrays or tensors of maps and a scoring callable, without a CAM.
+"""Metrics of attribution maps: faithfulness, perturbation, localisation, robustness, sanity checks and agreement.
 
-Maps are (B, H, W), signed, at the images' size; images (B, C, H, W) as the model takes them; a model is any function
-of images to logits. A metric returns one float64 value an image, (B,), so that means and bootstrap intervals are the
-caller's. `METRICS` lists them by name, `CONTROLS` the maps that know nothing and belong in every table.
+Plain functions of maps (B, H, W), signed, at the images' size; images (B, C, H, W), preprocessed; a target; and a model
+that is any function of images to logits (B, K). A metric returns one float64 value per image, (B,), so that means and
+bootstrap intervals are the caller's. `METRICS` lists them by name; `CONTROLS` lists control maps that do not depend on
+the model, with which any table of results should be compared.
 
+Examples
+--------
 >>> from camhook import metrics
 >>> metrics.energy_inside(metrics.random_maps(1, (64, 64)), [[0, 0, 32, 32]]).round(decimals=2)
 tensor([0.2500], dtype=torch.float64)
@@ -13,7 +16,6 @@ from __future__ import annotations
 
 from camhook.metrics.agreement import rank_correlation, top_overlap
 from camhook.metrics.controls import CONTROLS, gaussian_maps, random_maps
-from camhook.metrics.extent import max_box_acc, max_box_acc_v2, pixel_average_precision, pxap
 from camhook.metrics.faithfulness import (
     adcc,
     average_drop,
@@ -29,6 +31,7 @@ from camhook.metrics.perturbation import blurred, deletion, insertion, perturbat
 from camhook.metrics.registry import METRICS, Metric, metric
 from camhook.metrics.robustness import infidelity, sensitivity_max
 from camhook.metrics.sanity import Randomisation, cascading_randomisation, randomisation
+from camhook.metrics.wsol import max_box_acc, max_box_acc_v2, pixel_average_precision, pxap
 
 __all__ = [
     "CONTROLS",

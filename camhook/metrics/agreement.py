@@ -1,4 +1,4 @@
-"""How alike two maps are: over ranks, and over the places they call strongest."""
+"""Agreement of two maps: Spearman's rank correlation, and overlap of the highest positions."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ import torch
 from torch import Tensor
 
 from camhook.errors import CamhookError
-from camhook.metrics.inputs import Maps, as_maps
+from camhook.metrics.arguments import Maps, as_maps
 from camhook.metrics.perturbation import ranks
 
 __all__ = ["rank_correlation", "top_overlap"]
 
 
 def rank_correlation(maps: Maps, others: Maps) -> Tensor:
-    """Spearman's rank correlation over positions, (B,), ties at their mean rank.
+    """Compute Spearman's rank correlation over positions, with average ranks for ties; -1 to 1.
 
-    Two constant maps agree (1); of one constant map and one that is not, neither tells of the other (0).
+    It is 1 for two constant maps, and 0 for a constant one and one that is not.
+
+    Parameters
+    ----------
+    maps, others : Tensor or array (B, H, W)
+
+    Returns
+    -------
+    Tensor
+        (B,), float64.
 
     Raises
     ------
@@ -27,7 +36,7 @@ def rank_correlation(maps: Maps, others: Maps) -> Tensor:
     >>> rank_correlation([[[1.0, 2.0, 9.0]]], [[[-1.0, -2.0, -3.0]]])
     tensor([-1.], dtype=torch.float64)
     """
-    first, second = (torch.stack([_mean_ranks(m) for m in values.flatten(1)]) for values in _pair(maps, others))
+    first, second = (torch.stack([_average_ranks(m) for m in values.flatten(1)]) for values in _pair(maps, others))
     first, second = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
     energy, energy_other = first.square().sum(1), second.square().sum(1)
     defined = (energy > 0) & (energy_other > 0)
@@ -37,7 +46,18 @@ def rank_correlation(maps: Maps, others: Maps) -> Tensor:
 
 
 def top_overlap(maps: Maps, others: Maps, *, share: float = 0.2) -> Tensor:
-    """Intersection over union of the strongest ``share`` of the positions of each map, (B,); ties in a random order.
+    """Compute the intersection over union of each map's highest positions; ties in random order.
+
+    Parameters
+    ----------
+    maps, others : Tensor or array (B, H, W)
+    share : float
+        Which share of the positions counts, above 0 and up to 1.
+
+    Returns
+    -------
+    Tensor
+        (B,), float64, 0 to 1.
 
     Raises
     ------
@@ -65,8 +85,8 @@ def _pair(maps: Maps, others: Maps) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _mean_ranks(values: Tensor) -> Tensor:
-    """Rank a vector, (n,), from 0; equal values share the mean of their places."""
+def _average_ranks(values: Tensor) -> Tensor:
+    """Rank a vector, (n,), from 0; equal values share the mean of their ranks."""
     _, where, count = torch.unique(values, return_inverse=True, return_counts=True)
     ranks: Tensor = (count.cumsum(0) - (count + 1) / 2).double()[where]
     return ranks

@@ -1,4 +1,4 @@
-"""Does the model still see its class in what a map shows? Values of one map an image: (B,), float64."""
+"""Faithfulness of maps: average drop, increase and gain, coherency, complexity, ADCC, and completeness."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from camhook.errors import CamhookError, ImageError
-from camhook.metrics.inputs import (
+from camhook.metrics.arguments import (
     Baseline,
+    Classifier,
     Explain,
     Maps,
-    Scorer,
     Target,
+    as_arguments,
     as_images,
     as_maps,
-    as_masks,
     as_target,
     in_batches,
-    in_shown_batches,
+    in_masked_batches,
+    opacity,
     target_logits,
 )
 
@@ -28,35 +29,35 @@ __all__ = ["adcc", "average_drop", "average_gain", "coherency", "completeness", 
 
 
 def average_drop(
-    maps: Maps, images: Tensor, target: Target, model: Scorer, *, baseline: Baseline = 0.0, batch_size: int = 32
+    maps: Maps, images: Tensor, target: Target, model: Classifier, *, baseline: Baseline = 0.0, batch_size: int = 32
 ) -> Tensor:
-    r"""Share of the confidence that is lost when the model sees only what the map shows; lower is better.
+    r"""Compute average drop: relative loss of confidence when the image is multiplied by the map; lower is better.
 
     .. math:: \max(0, Y - O) / Y
 
-    with Y the softmax probability of the target on the image and O on the image times the map, the map's positive
-    part scaled to a largest value of 1 (Chattopadhyay et al. 2018, Grad-CAM++; there in percent). A map
-    without positive evidence shows the baseline alone.
+    with Y the softmax probability of the target for the image, and O that for the image times the map's positive part,
+    scaled to a maximum of 1 (Chattopadhyay et al. 2018, Grad-CAM++, where it is in percent). A map without positive
+    values leaves the baseline only.
 
     Parameters
     ----------
-    maps
-        Signed, (B, H, W), at the images' size.
-    images
-        As the model takes them, (B, C, H, W).
-    target
-        The explained class: one, or one an image. Need not be the model's choice.
-    model
-        Images to logits, in eval mode.
-    baseline
-        What unshown pixels become, in the images' own units: 0, or a colour (C, 1, 1), or pictures.
-    batch_size
-        How many images the model sees at a time.
+    maps : Tensor or array (B, H, W)
+        Signed, at the images' size.
+    images : Tensor (B, C, H, W)
+        Preprocessed, as the model takes them.
+    target : int, or sequence (B,)
+        The explained class, which need not be the predicted one.
+    model : callable
+        Images (N, C, H, W) to logits (N, K), in eval mode.
+    baseline : float or Tensor
+        What replaces masked pixels, in the images' units: a number, a colour (C, 1, 1), or images.
+    batch_size : int
+        Images per forward pass.
 
     Returns
     -------
     Tensor
-        (B,), 0 (nothing lost) to 1.
+        (B,), float64, 0 (no drop) to 1.
 
     Raises
     ------
@@ -69,16 +70,17 @@ def average_drop(
     >>> average_drop([[[1.0, 0.0]]], images, 0, model)  # sigmoid(2) falls to sigmoid(1)
     tensor([0.1700], dtype=torch.float64)
     """
-    before, after = _confidences(maps, images, target, model, baseline, batch_size)
+    before, after = _log_probabilities(maps, images, target, model, baseline, batch_size)
     return torch.expm1((after - before).clamp(max=0)).abs()
 
 
 def increase_in_confidence(
-    maps: Maps, images: Tensor, target: Target, model: Scorer, *, baseline: Baseline = 0.0, batch_size: int = 32
+    maps: Maps, images: Tensor, target: Target, model: Classifier, *, baseline: Baseline = 0.0, batch_size: int = 32
 ) -> Tensor:
-    """1 where the model is surer of the target on what the map shows than on the image, else 0; higher is better.
+    """Compute increase in confidence: 1 where O > Y of `average_drop`, else 0; higher is better.
 
-    The mean is the rate of Chattopadhyay et al. 2018: O > Y. Parameters and errors as in `average_drop`.
+    The mean over images is the rate of increase of Chattopadhyay et al. 2018. Parameters, shape of the result and
+    errors as in `average_drop`.
 
     Examples
     --------
@@ -86,19 +88,19 @@ def increase_in_confidence(
     >>> increase_in_confidence([[[1.0, 0.0]]], images, 0, model)
     tensor([1.], dtype=torch.float64)
     """
-    before, after = _confidences(maps, images, target, model, baseline, batch_size)
+    before, after = _log_probabilities(maps, images, target, model, baseline, batch_size)
     return (after > before).double()
 
 
 def average_gain(
-    maps: Maps, images: Tensor, target: Target, model: Scorer, *, baseline: Baseline = 0.0, batch_size: int = 32
+    maps: Maps, images: Tensor, target: Target, model: Classifier, *, baseline: Baseline = 0.0, batch_size: int = 32
 ) -> Tensor:
-    r"""How much of the missing confidence the map's own picture adds; higher is better.
+    r"""Compute average gain: relative gain of confidence when the image is multiplied by the map; higher is better.
 
     .. math:: \max(0, O - Y) / (1 - Y)
 
-    with Y and O as in `average_drop`, whose counterpart it is (Zhang et al. 2024, Opti-CAM). 0 where
-    nothing was missing. Parameters and errors as in `average_drop`.
+    with Y and O as in `average_drop` (Zhang et al. 2024, Opti-CAM); 0 where Y is 1. Parameters, shape of the result
+    and errors as in `average_drop`.
 
     Examples
     --------
@@ -106,7 +108,7 @@ def average_gain(
     >>> average_gain([[[1.0, 0.0]]], images, 0, model)  # 0.5 rises to sigmoid(1)
     tensor([0.4621], dtype=torch.float64)
     """
-    before, after = _confidences(maps, images, target, model, baseline, batch_size)
+    before, after = _log_probabilities(maps, images, target, model, baseline, batch_size)
     missing = -torch.expm1(before)
     return (after.exp() - before.exp()).clamp(min=0) / torch.where(missing > 0, missing, 1)
 
@@ -114,82 +116,95 @@ def average_gain(
 def coherency(
     maps: Maps, images: Tensor, target: Target, explain: Explain, *, baseline: Baseline = 0.0, batch_size: int = 32
 ) -> Tensor:
-    r"""How like a map is to the map of what it shows; higher is better.
+    r"""Compute coherency: correlation of a map with the map of the masked image; higher is better.
 
     .. math:: (1 + r(m(x), m(m(x) \circ x))) / 2
 
-    with r Pearson's correlation over positions and m the map's positive part scaled to 1 (Poppi et al. 2021,
-    ADCC). An undefined correlation, of a constant map or one that shows nothing, counts 0.
+    with r Pearson's correlation over positions and m the map's positive part scaled to a maximum of 1 (Poppi et al.
+    2021, ADCC). Where a correlation is undefined, since one of the two is constant, the result is 0.
 
     Parameters
     ----------
-    explain
-        Images and targets to maps: ``explain(images, target)``, the method that made ``maps``.
+    explain : callable
+        The method that computed ``maps``: ``explain(images, target)``, images (N, C, H, W) and targets (N,) to maps
+        (N, H, W).
     maps, images, target, baseline, batch_size
         As in `average_drop`.
 
     Returns
     -------
     Tensor
-        (B,), 0 to 1.
+        (B,), float64, 0 to 1.
 
     Raises
     ------
     CamhookError
-        Shapes do not fit together, or ``explain`` returns other than one map an image, at its size.
+        Shapes do not fit together, or ``explain`` does not return one map per image, at the maps' size.
 
     Examples
     --------
     >>> coherency([[[3.0, 0.0]]], torch.ones(1, 1, 1, 2), 0, lambda images, target: images[:, 0]).round(decimals=6)
     tensor([1.], dtype=torch.float64)
     """
-    values = as_maps(maps)
-    pixels, masks, classes = as_images(images, values), as_masks(values), as_target(target, len(values))
-    batches = in_shown_batches(pixels, masks, classes.to(pixels.device), baseline, batch_size)
+    values, pixels, classes = as_arguments(maps, images, target)
+    masks = opacity(values)
+    batches = in_masked_batches(pixels, masks, classes.to(pixels.device), baseline, batch_size)
     again = as_maps(torch.cat([as_maps(explain(*batch)) for batch in batches]))
     if again.shape != values.shape:
         found, wanted = tuple(again.shape), tuple(values.shape)
         raise CamhookError(f"explain() gave maps {found} for images with maps {wanted}; expected the same shape.")
-    first, second = (m.flatten(1) - m.mean((1, 2))[:, None] for m in (masks, as_masks(again)))
-    norm = first.norm(dim=1) * second.norm(dim=1)
-    varies = (masks.flatten(1).std(1) > 1e-12) & (as_masks(again).flatten(1).std(1) > 1e-12)
-    return torch.where(varies, (1 + (first * second).sum(1) / norm).clamp(0, 2) / 2, 0)
+    first, second = masks.flatten(1), opacity(again).flatten(1)
+    varies = (first.std(1) > 1e-12) & (second.std(1) > 1e-12)
+    correlation = torch.cosine_similarity(
+        first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True), eps=0
+    )
+    return torch.where(varies, (1 + correlation).clamp(0, 2) / 2, 0)
 
 
 def complexity(maps: Maps) -> Tensor:
-    r"""How much a map shows: :math:`\lVert m \rVert_1 / (H W)`; lower is better (Poppi et al. 2021).
+    r"""Compute complexity: mean of the map's positive part, scaled to a maximum of 1; lower is better.
 
-    m is the map's positive part scaled to 1. Alone it says little: the empty map scores 0, best of all.
+    :math:`\lVert m \rVert_1 / (H W)` (Poppi et al. 2021). By itself it prefers the empty map, which scores 0.
+
+    Parameters
+    ----------
+    maps : Tensor or array (B, H, W)
+        Signed.
 
     Returns
     -------
     Tensor
-        (B,), 0 to 1.
+        (B,), float64, 0 to 1.
+
+    Raises
+    ------
+    CamhookError
+        The maps are not finite real numbers (B, H, W).
 
     Examples
     --------
     >>> complexity([[[4.0, 2.0, 0.0, -1.0]]])
     tensor([0.3750], dtype=torch.float64)
     """
-    return as_masks(as_maps(maps)).mean((1, 2))
+    return opacity(as_maps(maps)).mean((1, 2))
 
 
 def adcc(
     maps: Maps,
     images: Tensor,
     target: Target,
-    model: Scorer,
+    model: Classifier,
     explain: Explain,
     *,
     baseline: Baseline = 0.0,
     batch_size: int = 32,
 ) -> Tensor:
-    r"""Average Drop, Coherency and Complexity in one; higher is better.
+    r"""Compute ADCC: harmonic mean of 1 - average drop, coherency and 1 - complexity; higher is better.
 
     .. math:: 3 / (1 / \mathrm{coherency} + 1 / (1 - \mathrm{complexity}) + 1 / (1 - \mathrm{drop}))
 
-    The harmonic mean (Poppi et al. 2021): 0 as soon as one of the three fails, so for the empty map and for
-    the one that shows all. Parameters and errors as in `average_drop` and `coherency`.
+    (Poppi et al. 2021). It is 0 as soon as one of the three is, so for the empty map and for a constant one.
+    Parameters and errors as in `average_drop` and `coherency`; the result is (B,), float64, 0 to 1.
 
     Examples
     --------
@@ -206,25 +221,31 @@ def completeness(
     maps: Maps,
     images: Tensor,
     target: Target,
-    model: Scorer,
+    model: Classifier,
     *,
     offset: float | Tensor | npt.ArrayLike = 0.0,
     total: Literal["mean", "sum"] = "mean",
     batch_size: int = 32,
 ) -> Tensor:
-    r"""How far a map, added up, misses the logit it explains: :math:`|\sum_p M(p) + o - f|`; lower is better.
+    r"""Compute the completeness error: :math:`|\sum_p M(p) + o - f|`, in logits; lower is better.
+
+    The axiom Completeness of Sundararajan et al. 2017: a map and its offset o add up to the target's logit f.
 
     Parameters
     ----------
-    maps
-        (B, h, w), at the size they were computed at: upsampling changes their mean.
-    offset
-        What the method gives to no position: camhook's ``offset``, or the logit of Captum's baseline (Sundararajan et
-        al. 2017, axiom Completeness). One for all, or one an image.
-    total
-        ``"mean"`` over positions for camhook's maps, ``"sum"`` for attributions of single pixels.
+    maps : Tensor or array (B, h, w)
+        At the size they were computed at: upsampling changes their mean.
+    offset : float, or array (B,)
+        What the method attributes to no position: camhook's ``offset``, or the logit of the baseline.
+    total : "mean" or "sum"
+        Over positions: ``"mean"`` for camhook's maps, ``"sum"`` for attributions of pixels.
     images, target, model, batch_size
         As in `average_drop`.
+
+    Returns
+    -------
+    Tensor
+        (B,), float64, in logits.
 
     Raises
     ------
@@ -242,22 +263,21 @@ def completeness(
     values = as_maps(maps)
     pixels, classes = as_images(images), as_target(target, len(values))
     if len(pixels) != len(values):
-        raise ImageError(f"Found {len(pixels)} images for {len(values)} maps, expected one map an image.")
-    score = target_logits(model, in_batches(pixels, classes, batch_size))
-    rest = torch.as_tensor(offset).detach().cpu().double()
-    if rest.numel() not in (1, len(values)):
-        found = f"{rest.numel()} offsets for {len(values)} maps"
-        raise CamhookError(f"Found {found}, expected one for all or one an image.")
+        raise ImageError(f"Found {len(pixels)} images for {len(values)} maps, expected one map per image.")
+    logits = target_logits(model, in_batches(pixels, classes, batch_size))
+    offsets = torch.as_tensor(offset).detach().cpu().double()
+    if offsets.numel() not in (1, len(values)):
+        found = f"{offsets.numel()} offsets for {len(values)} maps"
+        raise CamhookError(f"Found {found}, expected one for all or one per image.")
     added = values.mean((1, 2)) if total == "mean" else values.sum((1, 2))
-    return (added + rest.flatten() - score).abs()
+    return (added + offsets.flatten() - logits).abs()
 
 
-def _confidences(
-    maps: Maps, images: Tensor, target: Target, model: Scorer, baseline: Baseline, batch_size: int
+def _log_probabilities(
+    maps: Maps, images: Tensor, target: Target, model: Classifier, baseline: Baseline, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the target's log probability on the images and on what the maps show of them, (B,) each."""
-    values = as_maps(maps)
-    pixels, classes = as_images(images, values), as_target(target, len(values))
+    """Return the target's log probability for the images and for the images times the maps, (B,) each."""
+    values, pixels, classes = as_arguments(maps, images, target)
     whole = in_batches(pixels, classes, batch_size)
-    shown = in_shown_batches(pixels, as_masks(values), classes, baseline, batch_size)
-    return target_logits(model, whole, log_softmax=True), target_logits(model, shown, log_softmax=True)
+    masked = in_masked_batches(pixels, opacity(values), classes, baseline, batch_size)
+    return target_logits(model, whole, log_softmax=True), target_logits(model, masked, log_softmax=True)

@@ -1,9 +1,9 @@
-"""ROAD: remove pixels and fill the hole so that it does not show."""
+"""ROAD: remove and debias, with noisy linear imputation of the removed pixels (Rong et al. 2022)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,29 +11,19 @@ import torch
 from torch import Tensor
 
 from camhook.errors import CamhookError, DependencyError
-from camhook.metrics.inputs import (
-    Maps,
-    Scorer,
-    Target,
-    as_images,
-    as_maps,
-    as_target,
-    checked_batch_size,
-    target_logits,
-)
+from camhook.metrics.arguments import Classifier, Maps, Target, as_arguments, checked_batch_size, target_logits
 from camhook.metrics.perturbation import ranks
 
 __all__ = ["imputed", "road"]
 
 Order: TypeAlias = Literal["combined", "lerf", "morf"]
-_NEIGHBOURS = [(y, x, 1 / 12 if y and x else 1 / 6) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
 
 
 def road(
     maps: Maps,
     images: Tensor,
     target: Target,
-    model: Scorer,
+    model: Classifier,
     *,
     order: Order = "combined",
     percentages: Sequence[float] = (10, 20, 30, 40, 50, 60, 70, 80, 90),
@@ -41,36 +31,36 @@ def road(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    r"""Remove and debias: the target's probability once pixels are removed so that the hole does not show.
+    r"""Compute ROAD: the target's probability after pixels are imputed, least minus most relevant first.
 
-    .. math:: (\overline{P_\mathrm{lerf}} - \overline{P_\mathrm{morf}}) / 2
+    .. math:: (\overline{P_\mathrm{LeRF}} - \overline{P_\mathrm{MoRF}}) / 2
 
-    with :math:`\overline P` the mean over percentages of the softmax probability of the target, the least relevant
-    pixels removed first (higher is better) or the most relevant (lower is better), each replaced by `imputed` (Rong et
-    al. 2022). The paper takes accuracy over a data set for P; the difference is the usual way to make one of the two.
+    with :math:`\overline P` the mean over percentages of the target's softmax probability, the least relevant pixels
+    removed first (LeRF, higher is better) or the most relevant (MoRF, lower is better), and replaced by `imputed`. Rong
+    et al. 2022 take the accuracy on a data set for P; the halved difference is the usual combination.
 
     Parameters
     ----------
-    order
-        ``"combined"``, -0.5 to 0.5, higher is better; or ``"lerf"`` or ``"morf"`` alone, 0 to 1.
-    percentages
+    order : "combined", "lerf" or "morf"
+        ``"combined"``: -0.5 to 0.5, higher is better; the two others alone: 0 to 1.
+    percentages : sequence of float
         Of the pixels, above 0 and below 100.
-    noise
-        Standard deviation of what is added to removed pixels, in the images' own units.
-    seed
-        Of the noise, and of the order among ties; the same for all images.
+    noise : float
+        Standard deviation of the noise added to imputed pixels, in the images' units.
+    seed : int
+        Seed of the noise and of the order among ties, the same for all images.
     maps, images, target, model, batch_size
         As in `deletion`.
 
     Returns
     -------
     Tensor
-        (B,)
+        (B,), float64.
 
     Raises
     ------
     CamhookError
-        As in `deletion`; or an order is unknown, a percentage out of range.
+        As in `deletion`; or the order is unknown, or a percentage out of range.
     DependencyError
         SciPy, which solves for the removed pixels, is not installed.
 
@@ -78,63 +68,59 @@ def road(
     --------
     >>> images = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]])
     >>> model = lambda x: 99 * torch.stack([x[:, 0, 0, 0] - 0.5, 0 * x[:, 0, 0, 0]], 1)
-    >>> road([[[9.0, 3.0, 2.0, 1.0]]], images, 0, model, percentages=[50])  # lerf 1, morf 0
+    >>> road([[[9.0, 3.0, 2.0, 1.0]]], images, 0, model, percentages=[50])  # LeRF 1, MoRF 0
     tensor([0.5000], dtype=torch.float64)
     """
     if order not in ("combined", "lerf", "morf"):
         raise CamhookError(f"Found order={order!r}, expected 'combined', 'lerf' or 'morf'; pass one of those.")
-    if order == "combined":
-        least, most = (
-            road(
-                maps, images, target, model,
-                order=each, percentages=percentages, noise=noise, batch_size=batch_size, seed=seed,
-            )
-            for each in ("lerf", "morf")
-        )  # fmt: skip
-        return (least - most) / 2
-    values = as_maps(maps)
-    pixels, classes = as_images(images, values), as_target(target, len(values))
+    values, pixels, classes = as_arguments(maps, images, target)
     if not percentages or min(percentages) <= 0 or max(percentages) >= 100:
-        raise CamhookError(
-            f"Found percentages={percentages!r}, expected shares of the pixels; pass above 0, below 100."
-        )
+        raise CamhookError(f"Found percentages={percentages!r}, expected some above 0 and below 100.")
     size = values[0].numel()
     counts = [min(max(round(share * size / 100), 1), size - 1) for share in percentages]
-    places = ranks(values if order == "morf" else -values, seed=seed)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk in torch.arange(len(values) * len(counts)).split(checked_batch_size(batch_size)):
             image = chunk // len(counts)
             removed = torch.stack([places[i] < counts[k] for i, k in zip(image, chunk % len(counts), strict=True)])
             yield imputed(pixels[image.to(pixels.device)], removed, noise=noise, seed=seed), classes[image]
 
-    return target_logits(model, batches(), log_softmax=True).exp().view(len(values), -1).mean(1)
+    def probability(relevance: Tensor) -> Tensor:
+        scores = target_logits(model, batches(ranks(relevance, seed=seed)), log_softmax=True)
+        return scores.exp().view(len(values), -1).mean(1)
+
+    if order == "combined":
+        return (probability(-values) - probability(values)) / 2
+    return probability(values if order == "morf" else -values)
 
 
 def imputed(images: Tensor, removed: Tensor, *, noise: float = 0.01, seed: int = 0) -> Tensor:
-    r"""Fill removed pixels by noisy linear imputation (Rong et al. 2022).
-
-    Every removed pixel is the weighted mean of its neighbours, known and removed, so all are solved for at once:
+    r"""Impute removed pixels by weighted means of their neighbours, plus noise (Rong et al. 2022).
 
     .. math:: x_p = \sum_{q \in N(p)} w_{pq} x_q \Big/ \sum_{q \in N(p)} w_{pq} + \varepsilon, \quad
         w = 1/6 \text{ (sides)}, 1/12 \text{ (corners)}
 
+    Neighbours may themselves be removed: one sparse linear system per image.
+
     Parameters
     ----------
-    images
-        (B, C, H, W).
-    removed
-        Boolean, (B, H, W); of each image at least one pixel must stay.
+    images : Tensor (B, C, H, W)
+    removed : bool Tensor (B, H, W)
+        At least one pixel of each image is kept.
+    noise : float
+        Standard deviation, in the images' units; the same noise for each image.
+    seed : int
+        Seed of the noise.
 
     Returns
     -------
     Tensor
-        (B, C, H, W). The noise is the same for each image.
+        (B, C, H, W), of the images' dtype and device.
 
     Raises
     ------
     CamhookError
-        Nothing is left of an image, or shapes differ.
+        No pixel of an image is kept, or shapes differ.
     DependencyError
         SciPy is not installed.
 
@@ -146,42 +132,45 @@ def imputed(images: Tensor, removed: Tensor, *, noise: float = 0.01, seed: int =
     """
     if removed.shape != (len(images), *images.shape[2:]) or removed.dtype != torch.bool:
         found = f"{removed.dtype} {tuple(removed.shape)} for images {tuple(images.shape)}"
-        raise CamhookError(f"Found removed pixels of {found}, expected bool (B, H, W); pass one mask an image.")
+        raise CamhookError(f"Found removed pixels of {found}, expected bool (B, H, W); pass one mask per image.")
     if removed.flatten(1).all(1).any():
         raise CamhookError("Found an image with every pixel removed, expected some to fill from; remove fewer.")
     grain = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * noise
-    filled = images.detach().cpu().double().numpy().copy()
-    for picture, mask in zip(filled, removed.cpu().numpy(), strict=True):
-        picture[:, mask] = _solved(picture, mask) + grain.numpy()[:, mask]
-    return torch.from_numpy(filled).to(images)
+    height, width = images.shape[2:]
+    weights = _neighbour_weights(height, width)
+    filled = images.detach().cpu().double().flatten(2).numpy().copy()
+    for picture, mask in zip(filled, removed.flatten(1).cpu().numpy(), strict=True):
+        picture[:, mask] = _solved(weights, picture, mask) + grain.flatten(1).numpy()[:, mask]
+    return torch.from_numpy(filled).view(images.shape).to(images)
 
 
-def _solved(picture: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Return the removed pixels' values, (C, n), from a picture (C, H, W) and its mask of removed pixels."""
+def _neighbour_weights(height: int, width: int) -> Any:
+    """Return the sparse (H * W, H * W) matrix of weights: 1/6 for the four sides, 1/12 for the corners of a pixel."""
+    sparse = _scipy_sparse()
+    rows, columns = (sparse.diags_array([np.ones(n - 1)] * 2, offsets=(-1, 1), shape=(n, n)) for n in (height, width))
+    same_row, same_column = (sparse.diags_array(np.ones(n)) for n in (height, width))
+    sides = sparse.kron(same_row, columns) + sparse.kron(rows, same_column)
+    return (sides / 6 + sparse.kron(rows, columns) / 12).tocsr()
+
+
+def _solved(weights: Any, picture: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return the removed pixels' values, (C, n), from a picture (C, H * W) and its mask of removed pixels."""
+    sparse = _scipy_sparse()
+    beside = weights[mask]
+    system = (sparse.diags_array(beside.sum(1)) - beside[:, mask]).tocsc()
+    # Symmetric and diagonally dominant: no pivoting, with which this order of elimination would be very slow.
+    factors = sparse.linalg.splu(
+        system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+    )
+    solution: npt.NDArray[np.float64] = factors.solve(beside[:, ~mask] @ picture[:, ~mask].T).T
+    return solution
+
+
+def _scipy_sparse() -> Any:
     try:
-        from scipy.sparse import coo_array  # type: ignore[import-untyped,unused-ignore]
-        from scipy.sparse.linalg import splu  # type: ignore[import-untyped,unused-ignore]
+        import scipy.sparse.linalg  # type: ignore[import-untyped,unused-ignore]
     except ModuleNotFoundError as error:
         raise DependencyError(
-            "ROAD solves for removed pixels with SciPy, which is missing: pip install scipy"
+            "ROAD solves for removed pixels with SciPy, which is not installed: pip install scipy"
         ) from error
-    height, width = mask.shape
-    y, x = np.nonzero(mask)
-    index, rows = np.full(mask.shape, -1), np.arange(len(y))
-    index[mask] = rows
-    diagonal, known, entries = np.zeros(len(y)), np.zeros((len(y), len(picture))), []
-    for down, right, weight in _NEIGHBOURS:
-        inside = (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
-        row, beside = rows[inside], (y[inside] + down, x[inside] + right)
-        diagonal[row] += weight
-        column = index[beside]
-        known[row] += weight * np.where(column < 0, picture[:, beside[0], beside[1]], 0).T
-        entries.append((row[column >= 0], column[column >= 0], weight))
-    row = np.concatenate([rows, *(entry[0] for entry in entries)])
-    column = np.concatenate([rows, *(entry[1] for entry in entries)])
-    data = np.concatenate([diagonal, *(np.full(len(entry[0]), -entry[2]) for entry in entries)])
-    system = coo_array((data, (row, column)), shape=(len(y), len(y))).tocsc()
-    # Symmetric and diagonally dominant: no pivoting, for which this order of elimination would be very slow.
-    factors = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
-    solution: npt.NDArray[np.float64] = factors.solve(known).T
-    return solution
+    return scipy.sparse

@@ -1,12 +1,11 @@
-"""Does a map point at the thing? Against boxes or masks someone drew; values of one map an image: (B,), float64.
+"""Localisation against boxes or masks: pointing game, energy-based and grid pointing game.
 
-NaN, what a crop left out of a photo, counts as no evidence.
+NaN in a map (a photo's margins that the model's crop left out) counts as no evidence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,38 +14,33 @@ from torch import Tensor
 
 from camhook.drawing.overlay import opencv
 from camhook.errors import CamhookError, ImageError
-from camhook.metrics.inputs import Maps, as_maps
+from camhook.metrics.arguments import Boxes, Maps, Masks, as_boxes, as_maps, as_object_masks
 
-__all__ = ["box_masks", "checked_boxes", "energy_inside", "grid_pointing_game", "mosaics", "pointing_game"]
-
-Boxes: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[npt.ArrayLike]
-"""One box (4,) or several (n, 4) an image: left, top, right, bottom in the map's pixels, right and bottom exclusive."""
-Masks: TypeAlias = Tensor | npt.ArrayLike
+__all__ = ["box_masks", "energy_inside", "grid_pointing_game", "mosaics", "pointing_game"]
 
 
 def pointing_game(
     maps: Maps, boxes: Boxes | None = None, *, masks: Masks | None = None, tolerance: float | None = None
 ) -> Tensor:
-    """1 where the map's maximum lies in the object or within the tolerance of it, else 0; higher is better.
+    """Compute the pointing game: 1 where the map's maximum is within the tolerance of the object; higher is better.
 
-    Zhang et al. 2018 (Excitation Backprop). Of several equal maxima, the share that hits: a constant map
-    scores what a blind guess would. Only the order counts, so a map without positive evidence points too.
+    Zhang et al. 2018 (Excitation Backprop). Of several equal maxima, the share that hits: a constant map scores what
+    chance does. Only the order of values counts, so a map without positive values points as well.
 
     Parameters
     ----------
-    maps
-        (B, H, W).
-    boxes
-        One or several an image, left, top, right, bottom in the map's pixels, right and bottom exclusive.
-    masks
-        Instead of boxes: what belongs to the object, boolean (B, H, W).
-    tolerance
-        Pixels between centres. Default: 15, as in the paper, if no side is below 224, else 0.
+    maps : Tensor or array (B, H, W)
+    boxes : sequence of B arrays (4,) or (n, 4)
+        Per image one or several: left, top, right, bottom in the map's pixels, right and bottom exclusive.
+    masks : bool Tensor or array (B, H, W)
+        Instead of boxes: the object's pixels.
+    tolerance : float, optional
+        Distance in pixels between centres. Default: 15, as in the paper, if both sides are 224 or more, else 0.
 
     Returns
     -------
     Tensor
-        (B,), 0 to 1.
+        (B,), float64, 0 to 1.
 
     Raises
     ------
@@ -65,23 +59,23 @@ def pointing_game(
         tolerance = 15 if min(values.shape[1:]) >= 224 else 0
     if tolerance < 0:
         raise CamhookError(f"Found tolerance={tolerance}, expected a distance in pixels; pass 0 or more.")
-    cv2, inside = opencv(), _truth(values, boxes, masks)
-    away = [
+    cv2, inside = opencv(), _object_masks(values, boxes, masks)
+    distances = [
         cv2.distanceTransform((~mask).numpy().astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for mask in inside
     ]
     values = values.nan_to_num(nan=-torch.inf)
     best = values == values.amax((1, 2), keepdim=True)
-    hits = best & (torch.from_numpy(np.stack(away)) <= tolerance + 1e-4)  # OpenCV's distances are float32
+    hits = best & (torch.from_numpy(np.stack(distances)) <= tolerance + 1e-4)  # OpenCV's distances are float32
     return hits.sum((1, 2)).double() / best.sum((1, 2))
 
 
 def energy_inside(maps: Maps, boxes: Boxes | None = None, *, masks: Masks | None = None) -> Tensor:
-    r"""Share of the positive evidence inside the object; higher is better.
+    r"""Compute the energy-based pointing game: share of the map's positive part inside the object; higher is better.
 
     .. math:: \sum_{p \in \mathrm{object}} \max(0, M(p)) / \sum_p \max(0, M(p))
 
-    The energy-based pointing game of Wang et al. 2020 (Score-CAM). 0 without positive evidence; a
-    map that knows nothing scores the object's share of the area. Parameters and errors as in `pointing_game`.
+    Wang et al. 2020 (Score-CAM). 0 for a map without positive values; a random map scores the object's share of the
+    area. Parameters, shape of the result and errors as in `pointing_game`.
 
     Examples
     --------
@@ -89,36 +83,35 @@ def energy_inside(maps: Maps, boxes: Boxes | None = None, *, masks: Masks | None
     tensor([0.7500], dtype=torch.float64)
     """
     values = as_maps(maps, nan=True)
-    return _share(values, _truth(values, boxes, masks))
+    return _share_inside(values, _object_masks(values, boxes, masks))
 
 
 def grid_pointing_game(maps: Maps, cells: Sequence[int] | Tensor | npt.ArrayLike, *, grid: int = 2) -> Tensor:
-    r"""Share of the positive evidence in the right cell of a mosaic; higher is better.
+    r"""Compute the grid pointing game: share of the map's positive part in the class's cell; higher is better.
 
     .. math:: \sum_{p \in \mathrm{cell}} \max(0, M(p)) / \sum_p \max(0, M(p))
 
-    on a grid x grid mosaic of confident images of different classes, for the class of one cell (Rao et al. 2022,
-    "Towards better understanding attribution methods", GridPG; Böhle et al. 2021). Chance is 1 / grid**2; 0 without
-    positive evidence.
+    for a grid x grid mosaic of confidently classified images of different classes, and the class of one cell (Böhle et
+    al. 2021; Rao et al. 2022, GridPG). Chance is 1 / grid**2; 0 for a map without positive values.
 
     Parameters
     ----------
-    maps
-        Of the mosaic, for the class of the cell, (B, H, W).
-    cells
-        Which one, counted along rows from the upper left, 0 to grid**2 - 1, (B,).
-    grid
-        Cells a side.
+    maps : Tensor or array (B, H, W)
+        Of mosaics, as `mosaics` makes them, for the class of the cell.
+    cells : sequence of B int
+        Which cell, in row-major order, 0 to grid**2 - 1.
+    grid : int
+        Cells per side.
 
     Returns
     -------
     Tensor
-        (B,), 0 to 1.
+        (B,), float64, 0 to 1.
 
     Raises
     ------
     CamhookError
-        A cell does not exist, not one a map is given, or the map is too small for the grid.
+        A cell does not exist, there is not one per map, or the map is too small for the grid.
 
     Examples
     --------
@@ -129,25 +122,25 @@ def grid_pointing_game(maps: Maps, cells: Sequence[int] | Tensor | npt.ArrayLike
     count, height, width = values.shape
     if grid < 1 or grid > min(height, width):
         raise CamhookError(
-            f"Found a grid of {grid} x {grid} cells on maps of {(height, width)}, expected at least a pixel a cell. "
+            f"Found a grid of {grid} x {grid} cells on maps of {(height, width)}, expected at least a pixel per cell. "
             "Take a smaller grid or larger images."
         )
     wanted = torch.as_tensor(cells).cpu()
     if wanted.shape != (count,) or wanted.is_floating_point() or wanted.min() < 0 or wanted.max() >= grid**2:
         raise CamhookError(
-            f"Found cells {wanted.tolist()} for {count} maps, expected one from 0 to {grid**2 - 1} a map, along rows."
+            f"Found cells {wanted.tolist()} for {count} maps, expected one from 0 to {grid**2 - 1} per map, row by row."
         )
     rows, columns = (torch.arange(side) * grid // side for side in (height, width))
-    return _share(values, (rows[:, None] * grid + columns) == wanted[:, None, None])
+    return _share_inside(values, (rows[:, None] * grid + columns) == wanted[:, None, None])
 
 
 def mosaics(images: Tensor, *, grid: int = 2) -> Tensor:
-    """Lay images (n * grid**2, C, H, W) out as n mosaics (n, C, grid * H, grid * W), along rows.
+    """Join images into mosaics (n, C, grid * H, grid * W), row by row, out of (n * grid**2, C, H, W).
 
     Raises
     ------
     ImageError
-        The images do not fill whole mosaics.
+        The number of images is no multiple of grid**2.
 
     Examples
     --------
@@ -164,12 +157,12 @@ def mosaics(images: Tensor, *, grid: int = 2) -> Tensor:
 
 
 def box_masks(boxes: Boxes, size: tuple[int, int]) -> Tensor:
-    """Mark the pixels of each image's boxes, bool (B, H, W); edges between pixels are rounded.
+    """Return masks of each image's boxes, bool (B, H, W); edges are rounded to pixels.
 
     Raises
     ------
     CamhookError
-        As in `checked_boxes`.
+        An image has no box, or one that is not (left, top, right, bottom) or lies outside the image.
 
     Examples
     --------
@@ -177,70 +170,25 @@ def box_masks(boxes: Boxes, size: tuple[int, int]) -> Tensor:
     tensor([[[False,  True,  True, False]]])
     """
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, rows in zip(masks, checked_boxes(boxes, size), strict=True):
+    for mask, rows in zip(masks, as_boxes(boxes, size), strict=True):
         for left, top, right, bottom in np.rint(rows).astype(int).tolist():
             mask[max(top, 0) : max(bottom, top + 1), max(left, 0) : max(right, left + 1)] = True
     return masks
 
 
-def checked_boxes(boxes: Boxes, size: tuple[int, int]) -> list[npt.NDArray[np.float64]]:
-    """Return each image's boxes, (n, 4), at least one.
-
-    Raises
-    ------
-    CamhookError
-        Not (n, 4) with left < right and top < bottom, none at all, or one outside the map.
-    """
-    height, width = size
-    found = []
-    for i, row in enumerate(boxes):
-        rows = np.asarray(row, dtype=np.float64)
-        rows = rows[None] if rows.ndim == 1 and rows.size else rows
-        if rows.ndim != 2 or rows.shape[1:] != (4,) or not len(rows) or (rows[:, :2] >= rows[:, 2:]).any():
-            raise CamhookError(
-                f"Found boxes {rows.tolist()} for image {i}, expected at least one (left, top, right, bottom) with "
-                "left < right and top < bottom. Leave out images that have none."
-            )
-        if (rows[:, 2:] <= 0).any() or (rows[:, 0] >= width).any() or (rows[:, 1] >= height).any():
-            raise CamhookError(
-                f"Found boxes {rows.tolist()} for image {i}, outside its map of {(height, width)} pixels; expected "
-                "boxes in the map's own pixels. Scale and shift them as the image was."
-            )
-        found.append(rows)
-    return found
-
-
-def checked_truth_masks(masks: Masks, maps: Tensor) -> Tensor:
-    """Return masks as bool (B, H, W), each with something in it.
-
-    Raises
-    ------
-    CamhookError
-        Another shape than the maps', or an empty mask.
-    """
-    found = torch.as_tensor(masks).detach().cpu().bool()
-    if found.shape != maps.shape:
-        shapes = f"{tuple(found.shape)} for maps of {tuple(maps.shape)}"
-        raise CamhookError(f"Found masks of shape {shapes}, expected the same (B, H, W); resize one of them.")
-    empty = (~found.flatten(1).any(1)).nonzero().flatten().tolist()
-    if empty:
-        raise CamhookError(f"Found an empty mask for image {empty[0]}, expected an object; leave out images without.")
-    return found
-
-
-def _truth(maps: Tensor, boxes: Boxes | None, masks: Masks | None) -> Tensor:
+def _object_masks(maps: Tensor, boxes: Boxes | None, masks: Masks | None) -> Tensor:
     if (boxes is None) == (masks is None):
         both = "both boxes and masks" if boxes is not None else "neither boxes nor masks"
         raise CamhookError(f"Found {both}, expected one of them: where the object is in each image.")
     if masks is not None:
-        return checked_truth_masks(masks, maps)
+        return as_object_masks(masks, maps)
     assert boxes is not None
     if len(boxes) != len(maps):
-        raise CamhookError(f"Found boxes of {len(boxes)} images for {len(maps)} maps, expected one entry an image.")
+        raise CamhookError(f"Found boxes of {len(boxes)} images for {len(maps)} maps, expected one entry per image.")
     return box_masks(boxes, (maps.shape[1], maps.shape[2]))
 
 
-def _share(maps: Tensor, inside: Tensor) -> Tensor:
+def _share_inside(maps: Tensor, inside: Tensor) -> Tensor:
     evidence = maps.nan_to_num(nan=0.0).clamp(min=0)
     total = evidence.sum((1, 2))
     return (evidence * inside).sum((1, 2)) / torch.where(total > 0, total, 1)

@@ -1,4 +1,4 @@
-"""Take pixels away, or put them back, in the order a map gives: deletion and insertion."""
+"""Insertion and deletion curves (Petsiuk et al. 2018, RISE)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from camhook.drawing.overlay import opencv
 from camhook.errors import CamhookError
-from camhook.metrics.inputs import (
+from camhook.metrics.arguments import (
     Baseline,
+    Classifier,
     Maps,
-    Scorer,
     Target,
+    as_arguments,
     as_baseline,
     as_images,
     as_maps,
-    as_target,
     checked_batch_size,
     target_logits,
 )
@@ -30,44 +30,44 @@ def deletion(
     maps: Maps,
     images: Tensor,
     target: Target,
-    model: Scorer,
+    model: Classifier,
     *,
     steps: int = 224,
     baseline: Baseline = 0.0,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    r"""Area under the target's probability while pixels go, the map's strongest first; lower is better.
+    r"""Compute deletion: area under the target's probability while pixels are removed, highest first; lower is better.
 
     .. math:: \frac{1}{S} \sum_{s=1}^{S} \frac{P_{s-1} + P_s}{2}
 
-    with :math:`P_s` the softmax probability of the target once the first :math:`s / S` of the pixels are at the
-    baseline (Petsiuk et al. 2018, RISE, and the authors' code: zeros in the model's input, 224 steps of
-    224 pixels on 224x224). Signed values count: what speaks against the class goes last. Ties go in a random order.
+    with :math:`P_s` the softmax probability of the target with the first :math:`s / S` of the pixels at the baseline
+    (Petsiuk et al. 2018; the authors' code replaces by zeros in the model's input, in 224 steps of 224 pixels for
+    224 x 224). Pixels are ranked by signed value, so evidence against the class is removed last; ties in random order.
 
     Parameters
     ----------
-    maps
-        (B, H, W), at the images' size.
-    images
-        As the model takes them, (B, C, H, W).
-    target
-        The explained class: one, or one an image. Need not be the model's choice.
-    model
-        Images to logits, in eval mode.
-    steps
-        How many, of equal size (to a pixel); the model sees steps + 1 pictures an image.
-    baseline
-        What deleted pixels become, in the images' own units: 0, or a colour (C, 1, 1), or pictures.
-    batch_size
-        How many pictures the model sees, and memory holds, at a time.
-    seed
-        Of the order among ties, one for all images.
+    maps : Tensor or array (B, H, W)
+        At the images' size.
+    images : Tensor (B, C, H, W)
+        Preprocessed, as the model takes them.
+    target : int, or sequence (B,)
+        The explained class, which need not be the predicted one.
+    model : callable
+        Images (N, C, H, W) to logits (N, K), in eval mode.
+    steps : int
+        Number of steps of equal size (to a pixel); at most one per pixel. The model is run steps + 1 times per image.
+    baseline : float or Tensor
+        What replaces removed pixels, in the images' units: a number, a colour (C, 1, 1), or images.
+    batch_size : int
+        Images per forward pass, and in memory.
+    seed : int
+        Seed of the order among ties, which is the same for all images.
 
     Returns
     -------
     Tensor
-        (B,), 0 to 1.
+        (B,), float64, 0 to 1.
 
     Raises
     ------
@@ -88,17 +88,17 @@ def insertion(
     maps: Maps,
     images: Tensor,
     target: Target,
-    model: Scorer,
+    model: Classifier,
     *,
     steps: int = 224,
     baseline: Baseline | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    """Area under the target's probability while pixels return to a blurred image; higher is better.
+    """Compute insertion: area under the target's probability while pixels return, highest first; higher is better.
 
-    As `deletion`, from the baseline to the image, the map's strongest pixels first (Petsiuk et al. 2018). The baseline
-    is the image under `blurred` unless another is given.
+    As `deletion`, but from the baseline to the image (Petsiuk et al. 2018). The default baseline is the image blurred
+    by `blurred`. Other parameters, shape of the result and errors as in `deletion`.
 
     Examples
     --------
@@ -116,15 +116,26 @@ def perturbation_curve(
     start: Tensor,
     end: Baseline,
     target: Target,
-    model: Scorer,
+    model: Classifier,
     *,
     steps: int = 224,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    """Return the target's probability at each step on the way from start to end, (B, steps + 1).
+    """Compute the perturbation curve: the target's probability on the way from ``start`` to ``end``.
 
-    What `deletion` (from the image) and `insertion` (to the image) integrate. Options and errors as in `deletion`.
+    `deletion` starts and `insertion` ends at the image. Options and errors as in `deletion`.
+
+    Parameters
+    ----------
+    start : Tensor (B, C, H, W)
+    end : float or Tensor
+        Broadcasts to ``start``.
+
+    Returns
+    -------
+    Tensor
+        (B, steps + 1), float64.
 
     Examples
     --------
@@ -132,11 +143,10 @@ def perturbation_curve(
     >>> perturbation_curve([[[2.0, 1.0]]], images, 0.0, 0, model).round()
     tensor([[1., 0., 0.]], dtype=torch.float64)
     """
-    values = as_maps(maps)
-    before, classes = as_images(start, values), as_target(target, len(values))
+    values, before, classes = as_arguments(maps, start, target)
     after, size = as_baseline(end, before), values[0].numel()
     if steps < 1:
-        raise CamhookError(f"Found steps={steps}, expected how often to look; pass 1 or more.")
+        raise CamhookError(f"Found steps={steps}, expected the number of steps: 1 or more.")
     steps = min(steps, size)
     counts = torch.tensor([round(step * size / steps) for step in range(steps + 1)])
     places = ranks(values, seed=seed)
@@ -152,9 +162,9 @@ def perturbation_curve(
 
 
 def blurred(images: Tensor, *, kernel_size: int = 11, sigma: float = 5.0) -> Tensor:
-    """Blur images (B, C, H, W) with a Gaussian, their edges mirrored; by default as Petsiuk et al. 2018 for insertion.
+    """Blur images (B, C, H, W) with a Gaussian, edges reflected; the defaults are those of Petsiuk et al. 2018.
 
-    The authors' kernel is a little flatter (what 11 pixels cut off is folded back in) and their edges run out to 0.
+    The authors' kernel is slightly flatter (they fold in what 11 pixels cut off), and they pad with zeros.
 
     Examples
     --------
@@ -168,9 +178,9 @@ def blurred(images: Tensor, *, kernel_size: int = 11, sigma: float = 5.0) -> Ten
 
 
 def ranks(maps: Tensor, *, seed: int = 0) -> Tensor:
-    """Return each pixel's place, (B, H, W), when the strongest comes first and ties come in a random order.
+    """Rank the pixels of each map in descending order, ties in random order: int64 (B, H, W).
 
-    A constant map is so as good as a random one, whatever stands in the picture's corner.
+    So a constant map orders pixels at random, and not by rows.
 
     Examples
     --------

@@ -1,4 +1,7 @@
-"""Infidelity and sensitivity, Captum's own, one image at a time so that company changes nothing."""
+"""Infidelity and maximum sensitivity (Yeh et al. 2019), computed by Captum, one image at a time.
+
+One at a time, so that an image's random perturbations and values do not depend on the other images of a batch.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from captum.metrics import sensitivity_max as captum_sensitivity_max
 from torch import Tensor
 
 from camhook.errors import CamhookError
-from camhook.metrics.inputs import (
+from camhook.metrics.arguments import (
     Baseline,
+    Classifier,
     Explain,
     Maps,
-    Scorer,
     Target,
+    as_arguments,
     as_baseline,
     as_images,
     as_maps,
@@ -31,7 +35,7 @@ def infidelity(
     maps: Maps,
     images: Tensor,
     target: Target,
-    model: Scorer,
+    model: Classifier,
     *,
     samples: int = 64,
     side: float = 0.25,
@@ -39,34 +43,35 @@ def infidelity(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    r"""How badly a map tells what the logit loses with a patch; lower is better, in squared logits.
+    r"""Compute infidelity: squared error of the map's sum over a square against the drop of the logit without it.
 
     .. math:: \mathbb{E}_I [(\beta I^\top M - (f(x) - f(x_I)))^2], \quad \beta = \mathbb{E}[I^\top M \Delta f] /
         \mathbb{E}[(I^\top M)^2]
 
     where I marks a random square and :math:`x_I` has the baseline there (Yeh et al. 2019, square removal), computed by
-    ``captum.metrics.infidelity(normalize=True)``: the best factor :math:`\beta` is granted, so neither scale nor *sign*
-    counts, a map and its negative score the same, and the empty map scores :math:`\mathbb{E}[\Delta f^2]`.
+    ``captum.metrics.infidelity(normalize=True)``. Lower is better. Since the map is scaled by the best factor
+    :math:`\beta`, neither scale nor *sign* counts: a map and its negative score the same, and the empty map scores
+    :math:`\mathbb{E}[\Delta f^2]`.
 
     Parameters
     ----------
-    samples
-        Patches an image.
-    side
-        Of the square, as a share of the image's shorter side.
-    baseline
-        What a patch becomes, in the images' own units: 0, or a colour (C, 1, 1), or pictures.
-    batch_size
-        How many pictures the model sees, and memory holds, at a time.
-    seed
-        Same seed, same patches; every image gets the same ones.
+    samples : int
+        Squares per image.
+    side : float
+        Side of the square, as a share of the image's shorter side.
+    baseline : float or Tensor
+        What replaces the square, in the images' units: a number, a colour (C, 1, 1), or images.
+    batch_size : int
+        Images per forward pass, and in memory.
+    seed : int
+        Seed of the squares, which are the same for each image.
     maps, images, target, model
         As in `camhook.metrics.deletion`.
 
     Returns
     -------
     Tensor
-        (B,)
+        (B,), float64, in squared logits.
 
     Raises
     ------
@@ -76,20 +81,19 @@ def infidelity(
     Examples
     --------
     >>> images, model = torch.rand(1, 1, 8, 8), lambda x: torch.stack([x.sum((1, 2, 3)), 0 * x[:, 0, 0, 0]], 1)
-    >>> infidelity(images[:, 0], images, 0, model).round(decimals=6)  # on a linear model, x * w says all
+    >>> infidelity(images[:, 0], images, 0, model).round(decimals=6)  # of a linear model, x * w is the whole difference
     tensor([0.], dtype=torch.float64)
     """
-    values = as_maps(maps)
-    pixels, classes = as_images(images, values), as_target(target, len(values))
+    values, pixels, classes = as_arguments(maps, images, target)
     if samples < 1 or not 0 < side <= 1:
-        raise CamhookError(f"Found samples={samples}, side={side}; expected 1 or more patches, a side in (0, 1].")
-    ground, shown = as_baseline(baseline, pixels).cpu(), pixels.cpu()
+        raise CamhookError(f"Found samples={samples}, side={side}; expected 1 or more squares, a side in (0, 1].")
+    ground, pixels_cpu = as_baseline(baseline, pixels).cpu(), pixels.cpu()
     spread = values[:, None].expand(pixels.shape) / pixels.shape[1]
     scores = [
         captum_infidelity(
-            _scorer(model, classes[i], pixels.device),
-            _remover(ground[i], side, seed),
-            shown[i : i + 1],
+            _target_logit(model, classes[i], pixels.device),
+            _square_removal(ground[i], side, seed),
+            pixels_cpu[i : i + 1],
             spread[i : i + 1],
             n_perturb_samples=samples,
             max_examples_per_batch=min(checked_batch_size(batch_size), samples),
@@ -110,34 +114,34 @@ def sensitivity_max(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    r"""How far the map moves, at worst, when the picture hardly does; lower is better.
+    r"""Compute maximum sensitivity: largest relative change of the map under small noise on the image; lower is better.
 
     .. math:: \max_{\lVert \delta \rVert_\infty \le r} \lVert M(x + \delta) - M(x) \rVert_2 / \lVert M(x) \rVert_2
 
-    over uniform random draws (Yeh et al. 2019), computed by ``captum.metrics.sensitivity_max``. A map of zeros is
-    divided by 1.
+    over uniform random samples (Yeh et al. 2019), computed by ``captum.metrics.sensitivity_max``. The change of a map
+    of zeros is divided by 1.
 
     Parameters
     ----------
-    images
-        As the model takes them, (B, C, H, W).
-    target
-        The explained class: one, or one an image; it stays the same for the disturbed pictures.
-    explain
-        Images and targets to maps: ``explain(images, target)``.
-    radius
-        Largest change of a value, in the images' own units.
-    samples
-        Draws an image.
-    batch_size
-        How many pictures are explained at a time.
-    seed
-        Same seed, same noise; every image gets the same.
+    images : Tensor (B, C, H, W)
+        Preprocessed, as the model takes them.
+    target : int, or sequence (B,)
+        The explained class, which stays the same.
+    explain : callable
+        ``explain(images, target)``: images (N, C, H, W) and targets (N,) to maps (N, H, W).
+    radius : float
+        Largest change of a value, in the images' units.
+    samples : int
+        Random samples per image.
+    batch_size : int
+        Images explained at a time.
+    seed : int
+        Seed of the noise, which is the same for each image.
 
     Returns
     -------
     Tensor
-        (B,), 0 or more.
+        (B,), float64, 0 or more.
 
     Raises
     ------
@@ -151,14 +155,14 @@ def sensitivity_max(
     """
     if samples < 1 or radius < 0:
         raise CamhookError(
-            f"Found samples={samples}, radius={radius}; expected 1 or more draws, a radius of 0 or more."
+            f"Found samples={samples}, radius={radius}; expected 1 or more samples, a radius of 0 or more."
         )
     pixels, classes = as_images(images), as_target(target, len(images))
     scores = [
         captum_sensitivity_max(
-            _explained(explain, wanted),
+            _captum_explanation(explain, wanted),
             image,
-            _disturber(radius, seed),
+            _uniform_noise(radius, seed),
             n_perturb_samples=samples,
             max_examples_per_batch=min(checked_batch_size(batch_size), samples),
         )
@@ -167,10 +171,10 @@ def sensitivity_max(
     return torch.cat(scores)
 
 
-# Captum reads a perturbation's signature and passes a radius to a second argument, so these take one.
+# Captum reads a perturbation's signature and passes a radius to a second argument, so these take one argument.
 
 
-def _remover(ground: Tensor, side: float, seed: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _square_removal(ground: Tensor, side: float, seed: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
 
     def remove(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,37 +184,37 @@ def _remover(ground: Tensor, side: float, seed: int) -> Callable[[Tensor], tuple
     return remove
 
 
-def _disturber(radius: float, seed: int) -> Callable[[Tensor], Tensor]:
+def _uniform_noise(radius: float, seed: int) -> Callable[[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
-    def disturb(images: Tensor) -> Tensor:
+    def perturb(images: Tensor) -> Tensor:
         noise = 2 * torch.rand(images.shape, generator=generator, dtype=torch.float64) - 1
         return images + (radius * noise).to(images)
 
-    return disturb
+    return perturb
 
 
-def _scorer(model: Scorer, target: Tensor, device: torch.device) -> Callable[[Tensor], Tensor]:
-    def score(images: Tensor) -> Tensor:
+def _target_logit(model: Classifier, target: Tensor, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def logit(images: Tensor) -> Tensor:
         return target_logits(model, [(images.to(device), target.expand(len(images)))])
 
-    return score
+    return logit
 
 
-def _explained(explain: Explain, target: Tensor) -> Callable[[Tensor | tuple[Tensor, ...]], tuple[Tensor]]:
-    def explained(images: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
-        batch = images[0] if isinstance(images, tuple) else images  # Captum passes a tuple first, and wants one back
-        with torch.enable_grad():  # Captum calls from no_grad, and many explanations are gradients
+def _captum_explanation(explain: Explain, target: Tensor) -> Callable[[Tensor | tuple[Tensor, ...]], tuple[Tensor]]:
+    def explanation(images: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
+        batch = images[0] if isinstance(images, tuple) else images  # Captum passes a tuple at first, and expects one
+        with torch.enable_grad():  # Captum calls under no_grad, and many explanations need gradients
             maps = as_maps(explain(batch, target.expand(len(batch)).to(batch.device)))
         if len(maps) != len(batch):
-            raise CamhookError(f"explain() gave {len(maps)} maps for {len(batch)} images; expected one an image.")
+            raise CamhookError(f"explain() gave {len(maps)} maps for {len(batch)} images; expected one per image.")
         return (maps,)
 
-    return explained
+    return explanation
 
 
 def _squares(count: int, size: tuple[int, int] | torch.Size, side: float, generator: torch.Generator) -> Tensor:
-    """Mark one square an image, anywhere inside it: bool (count, H, W)."""
+    """Mark one square per image, at a random place inside it: bool (count, H, W)."""
     height, width = size
     length = max(round(side * min(height, width)), 1)
     corner = torch.rand(count, 2, generator=generator, dtype=torch.float64)

@@ -304,7 +304,7 @@ def test_bad_masks_cells_and_options() -> None:
         metrics.pointing_game(noise(), BOXES, tolerance=-1)
     with pytest.raises(CamhookError, match=r"cells \[0, 4, 1\] for 3 maps.*0 to 3"):
         metrics.grid_pointing_game(noise(), [0, 4, 1])
-    with pytest.raises(CamhookError, match="one from 0 to 3 a map"):
+    with pytest.raises(CamhookError, match="one from 0 to 3 per map"):
         metrics.grid_pointing_game(noise(), [0, 1])
     with pytest.raises(CamhookError, match=r"21 x 21 cells on maps of \(20, 31\).*smaller grid or larger images"):
         metrics.grid_pointing_game(noise(), [0, 1, 2], grid=21)

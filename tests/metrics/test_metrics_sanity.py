@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from camhook import metrics
 from camhook.errors import CamhookError, TargetError
-from camhook.metrics.randomising import layers_from_the_head
 from camhook.metrics.robustness import _squares
+from camhook.metrics.sanity import layers_from_the_head
 
 SIZE = (8, 12)
 
