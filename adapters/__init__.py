@@ -1,4 +1,9 @@
-"""What timm, torchvision, transformers and single families say of their models: layouts, heads, preprocessing."""
+"""Adapters: layouts, heads, preprocessing and class names of the models of timm, torchvision and transformers.
+
+All that camhook knows of these libraries by name is here. ``libraries`` answers what any model is asked, ``timm``,
+``torchvision`` and ``transformers`` hold each library's part; a family that needs more has an `Adapter` in a module of
+its own (``coat``, ``efficientvim``). ``base`` says how to add one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CoaT: class tokens read the patches of several scales."""
+"""Adapter for CoaT, whose class tokens attend to patches at several scales."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["COAT"]
 
 
 def _scales(model: nn.Module) -> Sequence[str]:
-    """Class tokens of the earlier stages are dropped; without parallel blocks, only the last stage's are read."""
+    """Return the stages whose class tokens reach the logits: the last one, or with parallel blocks the last three."""
     parallel = getattr(model, "parallel_blocks", None) is not None
     return ["serial_blocks2", "serial_blocks3", "serial_blocks4", "parallel_blocks"] if parallel else ["serial_blocks4"]
 

@@ -1,4 +1,4 @@
-"""EfficientViM: the score is read from every stage."""
+"""Adapter for EfficientViM, whose logits are a sum over heads at every stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["EFFICIENTVIM"]
 
 
 def _mixers(model: nn.Module) -> Sequence[str]:
-    """Each stage's last mixer pools its input into hidden states that a head of their own reads; the last map too."""
+    """Return the input of each stage's last mixer, which pools it for a head of its own, and the last feature map."""
     stages: Any = model.get_submodule("stages")
     mixers = [f"input of stages.{i}.blocks.{len(stage.blocks) - 1}.mixer" for i, stage in enumerate(stages)]
     return [*mixers, f"norm.{len(stages)}"]

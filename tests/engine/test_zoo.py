@@ -1,4 +1,4 @@
-"""Every timm architecture is read, and what is found agrees with what the architecture itself declares.
+"""Plans for all of timm's architectures, compared with what each architecture itself declares.
 
 ``pytest -m zoo -k zoo`` prints the table. What is expected comes from each model's own attributes and from
 the shapes of its own ``forward_features`` on the meta device, not from camhook.
@@ -56,7 +56,7 @@ POOLING_OF = {"avg": "mean", "fast": "mean", "token": "attention", "map": "atten
 
 
 class Declared(NamedTuple):
-    """What an architecture says of itself."""
+    """What an architecture declares."""
 
     has_classifier: bool
     input_size: tuple[int, int]
@@ -100,26 +100,26 @@ def declared(name: str, given_classes: int | None) -> Declared:
     )
 
 
-def looked_at(name: str) -> Found:
-    """Return what camhook tells of an architecture, and what that says of itself."""
+def compared(name: str) -> Found:
+    """Return what camhook finds for an architecture, and what the architecture declares."""
     return [(row, declared(name, row.given_classes)) for row in zoo.read(name)]
 
 
 @pytest.fixture(scope="module")
 def found(pytestconfig: pytest.Config) -> Found:
-    """Look at all architectures, and write the table to the terminal."""
-    told = dict(zoo.in_parallel(looked_at, timm.list_models(), os.cpu_count() or 1))
-    pairs = [pair for name in sorted(told) for pair in told[name] or []]
+    """Compare all architectures, and write the table to the terminal."""
+    results = dict(zoo.in_parallel(compared, timm.list_models(), os.cpu_count() or 1))
+    pairs = [pair for name in sorted(results) for pair in results[name] or []]
     rows = [row for row, _ in pairs]
     writer = pytestconfig.get_terminal_writer()
     for line in ["", *zoo.rendered(rows, "table").splitlines(), "", *zoo.summary(rows).splitlines()]:
         writer.line(line)
-    assert all(told.values()), [name for name in told if not told[name]]
+    assert all(results.values()), [name for name in results if not results[name]]
     return pairs
 
 
 def wrong(found: Found, value: Callable[[Row], Any], expected: Callable[[Row, Declared], Any]) -> dict[str, Any]:
-    """Return, of rows that have something else than is expected, what they have and what was expected."""
+    """Return (found, expected) by title, of the rows where the two differ."""
     pairs = [(row, value(row), expected(row, says)) for row, says in found if not row.reason]
     return {row.title: (has, wanted) for row, has, wanted in pairs if has != wanted}
 
@@ -174,7 +174,7 @@ def test_no_grid_is_wrong(found: Found) -> None:
 
 def test_grids_of_features_are_what_the_last_stage_declares(found: Found) -> None:
     # Convolutions without padding (Inception) lose a row; MobileNetV5 joins its stages at half the last one's stride.
-    told = {
+    differing = {
         row.title: (row.grid_size, says.input_size, says.reduction)
         for row, says in found
         if row.layout in ("NCHW", "NHWC") and says.reduction and row.grid_size
@@ -183,7 +183,7 @@ def test_grids_of_features_are_what_the_last_stage_declares(found: Found) -> Non
             abs(cells - size / says.reduction) >= 1 for cells, size in zip(row.grid_size, says.input_size, strict=True)
         )
     }
-    assert told == {}
+    assert differing == {}
 
 
 def test_no_pooling_is_wrong(found: Found) -> None:
