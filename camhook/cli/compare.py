@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from camhook.adapters.timm import imagenet_index
 from camhook.cli.loading import load_model
 from camhook.cli.options import model_options
 from camhook.errors import CamhookError, ImageError, TargetError
@@ -105,16 +106,13 @@ def read_labels(files: Sequence[Path], cam: CAM) -> list[int]:
     TargetError
         A folder's name is none of these.
     """
-    from timm.data import ImageNetInfo
-
-    known = {name: i for i, name in enumerate(ImageNetInfo().label_names())}
+    folders = [file.resolve().parent.name for file in files]
     labels = []
-    for file in files:
-        folder = file.resolve().parent.name
+    for file, folder, imagenet in zip(files, folders, imagenet_index(folders), strict=True):
         if folder.isdecimal():
             labels.append(int(folder))
-        elif folder in known and len(cam.class_names) == len(known):
-            labels.append(known[folder])
+        elif imagenet is not None and len(cam.class_names) == 1000:
+            labels.append(imagenet)
         else:
             try:
                 labels.append(cam.class_names.index(folder.replace("_", " ")))

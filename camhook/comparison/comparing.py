@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camhook.adapters.timm import model_name
+from camhook.adapters.libraries import model_name
 from camhook.cam import CAM
 from camhook.comparison.asked import (
     chosen_methods,

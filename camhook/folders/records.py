@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from camhook.adapters.timm import model_name
+from camhook.adapters.libraries import model_name
 from camhook.cam import CAM
 from camhook.distributed import Ranks
 from camhook.files import SOFTWARE, refuse_strangers, write_bytes

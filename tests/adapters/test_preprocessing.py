@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 import camhook
-from camhook.adapters.libraries import class_names_of, data_config_of, image_size_of
+from camhook.adapters.libraries import class_names, data_config_of, input_size
 from camhook.demo import demo_photos
 from camhook.errors import ImageError
 from camhook.images.preprocessing import Preprocessing
@@ -75,7 +75,7 @@ def test_every_torchvision_weight_can_be_said() -> None:
             preset, config = weights.transforms(), data_config_of(weights)
             assert config["input_size"] == (3, *preset.crop_size * 2)
             assert int(preset.crop_size[0] / config["crop_pct"]) == preset.resize_size[0]
-            assert len(class_names_of(weights)) == (0 if weights.meta["categories"] is None else 1000)
+            assert len(class_names(nn.Identity(), weights)) == (0 if weights.meta["categories"] is None else 1000)
 
 
 @pytest.mark.parametrize("transform", [transforms.Compose(STEPS), SQUASH, MODERN], ids=["v1", "squash", "v2"])
@@ -141,17 +141,17 @@ def test_names_and_sizes_of_models() -> None:
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = transformers.ViTConfig(**small, image_size=(32, 48), patch_size=8, id2label={0: "cat", 1: "dog"})
     model = transformers.ViTForImageClassification(config)
-    assert class_names_of(model) == {0: "cat", 1: "dog"}
-    assert image_size_of(model) == (32, 48)
+    assert class_names(model) == {0: "cat", 1: "dog"}
+    assert input_size(model) == (32, 48)
     siglip = transformers.SiglipConfig(vision_config={**small, "image_size": 32, "patch_size": 8}, num_labels=2)
-    assert image_size_of(transformers.SiglipForImageClassification(siglip)) == (32, 32)
-    assert class_names_of(transformers.SiglipForImageClassification(siglip)) == {}  # LABEL_0, LABEL_1 are no names
+    assert input_size(transformers.SiglipForImageClassification(siglip)) == (32, 32)
+    assert class_names(transformers.SiglipForImageClassification(siglip)) == {}  # LABEL_0, LABEL_1 are no names
 
 
 def test_models_that_say_nothing() -> None:
-    assert class_names_of(nn.Linear(3, 2)) == {}
-    assert image_size_of(nn.Linear(3, 2)) is None
-    assert image_size_of(torchvision.models.VisionTransformer(32, 8, 1, 2, 8, 8)) == (32, 32)
+    assert class_names(nn.Linear(3, 2)) == {}
+    assert input_size(nn.Linear(3, 2)) is None
+    assert input_size(torchvision.models.VisionTransformer(32, 8, 1, 2, 8, 8)) == (32, 32)
 
 
 def test_wrap_takes_weights_and_processors() -> None:
