@@ -1,10 +1,13 @@
-"""Files that are there whole or not at all, and never in the place of a stranger's."""
+"""Atomic file writes; refuses to overwrite files that camhook did not write."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,20 +15,34 @@ from PIL import Image, PngImagePlugin
 
 from camhook.errors import OutputError
 
-__all__ = ["SOFTWARE", "is_our_png", "refuse_strangers", "replacing_file", "save_png", "write_bytes"]
+__all__ = [
+    "HTML_GENERATOR",
+    "SOFTWARE",
+    "atomic_write",
+    "check_overwrite",
+    "save_png",
+    "write_bytes",
+    "written_by_camhook",
+]
 
 SOFTWARE = "camhook"
+HTML_GENERATOR = f'<meta name="generator" content="{SOFTWARE}">'
 
 
 @contextlib.contextmanager
-def replacing_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield a path to write to, which then takes the file's place in one step: the old one or the new, never a part.
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to, which replaces ``path`` when the block ends.
+
+    Readers see the old file or the new one, never a part. If the block raises, ``path`` stays as it was. The temporary
+    file is a hidden neighbour of ``path`` and is removed in either case.
 
     Parameters
     ----------
+    path
+        The file to write or replace.
     durable
-        Have the disk hold what was written before it takes the place, also after a power cut. The path to write to is
-        the same in every run then, so that what a killed one left is written over by the next.
+        Flush the file and its folder to disk (fsync), so that the file also survives a power cut. The temporary path is
+        then the same in every run, so that the next run overwrites what a killed one left.
 
     Raises
     ------
@@ -36,10 +53,10 @@ def replacing_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     try:
         yield partial
         if durable:
-            _to_disk(partial)
+            _fsync(partial)
         os.replace(partial, path)
         if durable:
-            _to_disk(path.parent)
+            _fsync(path.parent)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}. Choose another path, or make room.") from error
     finally:
@@ -48,19 +65,19 @@ def replacing_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file in one step.
+    """Write a file atomically.
 
     Raises
     ------
     OutputError
         If the path cannot be written to.
     """
-    with replacing_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
 
 
 def save_png(picture: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a picture that names camhook as its maker.
+    """Write a PNG whose ``Software`` text chunk names camhook.
 
     Raises
     ------
@@ -68,34 +85,121 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str], *, overwrite: b
         If a file is there that camhook did not write, or the path cannot be written to.
     """
     path = Path(path)
-    refuse_strangers([path], is_our_png, overwrite=overwrite)
+    check_overwrite([path], overwrite=overwrite)
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", f"{SOFTWARE} {version('camhook')}")
-    with replacing_file(path) as partial:
+    with atomic_write(path) as partial:
         picture.save(partial, "PNG", pnginfo=info)
 
 
-def is_our_png(path: Path) -> bool:
-    """Tell whether camhook made a picture."""
-    try:
-        with Image.open(path) as image:
-            return str(image.info.get("Software", "")).startswith(SOFTWARE)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        return False  # whatever it is, it is no picture of camhook's
+def check_overwrite(files: Sequence[Path], *, overwrite: bool, kind: str = "") -> None:
+    """Refuse to overwrite files that camhook did not write.
 
+    Parameters
+    ----------
+    files
+        The files about to be written.
+    overwrite
+        Allow it nevertheless.
+    kind
+        See `written_by_camhook`.
 
-def refuse_strangers(files: Sequence[Path], is_ours: Callable[[Path], bool], *, overwrite: bool) -> None:
-    """Raise `OutputError` if one of the files is there already and camhook did not write it."""
-    strangers = [] if overwrite else [file for file in files if file.exists() and not is_ours(file)]
-    if strangers:
+    Raises
+    ------
+    OutputError
+        If one of the files exists, camhook did not write it, and ``overwrite`` is not set.
+    """
+    foreign = [file for file in files if not overwrite and file.exists() and not written_by_camhook(file, kind=kind)]
+    if foreign:
         raise OutputError(
-            f"{strangers[0]} is there already and camhook did not write it. Choose another path, or pass "
+            f"{foreign[0]} is there already and camhook did not write it. Choose another path, or pass "
             "overwrite=True (--overwrite on the command line)."
         )
 
 
-def _to_disk(path: Path) -> None:
-    """Have the disk hold what was written; Windows cannot be asked for that of a folder."""
+def written_by_camhook(path: Path, *, kind: str = "") -> bool:
+    """Return whether camhook wrote a file, judging by the mark that each file type carries.
+
+    =====================  ===================================================
+    file type              mark
+    =====================  ===================================================
+    PNG                    text chunk ``Software``
+    NPZ                    array ``software``
+    PT2                    extra file ``camhook``
+    ONNX                   metadata property ``camhook``
+    safetensors            metadata ``software``, and ``format`` equals ``kind``
+    JSON                   field ``software``
+    HTML                   meta element ``generator``
+    other text (CSV, TXT)  starts with ``kind``
+    =====================  ===================================================
+
+    Parameters
+    ----------
+    path
+        The file. Its type is read from its content, except for ONNX, which is known by its name.
+    kind
+        What a text file must start with, or the ``format`` of a safetensors file ("" is any). Without it, text other
+        than JSON and HTML is never camhook's.
+
+    Returns
+    -------
+    bool
+        False also where there is no file, or one that is broken or cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4096)
+        if path.suffix == ".onnx":
+            return _onnx_mark(path)
+        if start.startswith(b"\x89PNG"):
+            with Image.open(path) as image:
+                return str(image.info.get("Software", "")).startswith(SOFTWARE)
+        if start.startswith(b"PK"):
+            return _zip_mark(path)
+        if start[5:9] == b"\0\0\0{":  # a JSON header after its length in eight bytes
+            return _safetensors_mark(path, kind)
+        if start.lstrip().startswith(b"{"):
+            return bool(json.loads(path.read_bytes())["software"] == SOFTWARE)
+        text = start.decode("utf-8", "replace")
+        return HTML_GENERATOR in text or (kind != "" and text.startswith(kind))
+    except (OSError, EOFError, ValueError, LookupError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return False  # broken or unreadable, so nothing that camhook wrote
+    except Image.DecompressionBombError:
+        return False
+
+
+def _zip_mark(path: Path) -> bool:
+    """Look into the archives of numpy (NPZ) and of torch.export (PT2)."""
+    import numpy as np
+
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith(f"extra/{SOFTWARE}") for name in archive.namelist()):
+            return True
+        with archive.open("software.npy") as member:
+            return str(np.lib.format.read_array(member)) == SOFTWARE
+
+
+def _safetensors_mark(path: Path, kind: str) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError:
+        return False
+    return metadata.get("software", "").startswith(SOFTWARE) and kind in ("", metadata.get("format"))
+
+
+def _onnx_mark(path: Path) -> bool:
+    """Find the metadata near the end of the file: parsing a model of gigabytes for it would take seconds."""
+    with path.open("rb") as stream:
+        stream.seek(0, os.SEEK_END)
+        stream.seek(-min(stream.tell(), 2**20), os.SEEK_END)
+        return f'"software": "{SOFTWARE}"'.encode() in stream.read()
+
+
+def _fsync(path: Path) -> None:
+    """Flush a file or folder to disk; Windows cannot do that for a folder."""
     with contextlib.suppress(PermissionError):
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:

@@ -12,7 +12,7 @@ import click
 
 from camhook.cli.loading import load_model
 from camhook.errors import OutputError
-from camhook.files import SOFTWARE, is_our_png, refuse_strangers, save_png, write_bytes
+from camhook.files import SOFTWARE, check_overwrite, save_png, write_bytes
 
 __all__ = ["fit"]
 
@@ -76,10 +76,7 @@ def fit(
 
     if not output.parent.is_dir():
         raise OutputError(f"There is no folder {output.parent} to write {output.name} to. Make it first.")
-    if report is not None:
-        refuse_strangers([report], _is_our_report, overwrite=overwrite)
-    if figure is not None:
-        refuse_strangers([figure], is_our_png, overwrite=overwrite)
+    check_overwrite([file for file in (report, figure) if file is not None], overwrite=overwrite)
     mine = Ranks.from_environment()
     place = mine.device_for(device)
     with mine.joined(place) as ranks:
@@ -112,11 +109,3 @@ def _log_to_stderr(rank: int) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-
-
-def _is_our_report(path: Path) -> bool:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("software") == SOFTWARE

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from camhook.comparison.attributions import METHODS
-from camhook.comparison.report import GENERATOR, page
+from camhook.comparison.report import page
 from camhook.comparison.table import Comparison
 from camhook.errors import OutputError
-from camhook.files import SOFTWARE, is_our_png, refuse_strangers, save_png, write_bytes
+from camhook.files import SOFTWARE, check_overwrite, save_png, write_bytes
 from camhook.metrics import METRICS
 
 __all__ = ["as_csv", "as_dict", "save"]
@@ -34,7 +34,7 @@ def save(found: Comparison, path: str | os.PathLike[str], *, overwrite: bool = F
         raise OutputError(f"{target}: a path that ends in {endings}, or a directory was expected. Choose one of those.")
     else:
         files = [target / name for name in _FILES]
-    refuse_strangers(files, _is_ours, overwrite=overwrite)
+    check_overwrite(files, overwrite=overwrite, kind=",".join(_HEADER))
     try:
         files[0].parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -119,15 +119,3 @@ def _png(found: Comparison, path: Path) -> None:
 
 
 _WRITERS: dict[str, Callable[[Comparison, Path], None]] = {".html": _html, ".csv": _csv, ".json": _json, ".png": _png}
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        if path.suffix.lower() == ".png":
-            return is_our_png(path)
-        start = path.read_text(encoding="utf-8")[:4000]
-        if path.suffix.lower() == ".json":
-            return start.lstrip("{ \n").startswith(f'"software": "{SOFTWARE}"')
-        return GENERATOR in start if path.suffix.lower() == ".html" else start.startswith(",".join(_HEADER))
-    except (OSError, ValueError):
-        return False

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from camhook.comparison.attributions import METHODS
 from camhook.comparison.table import Comparison
+from camhook.files import HTML_GENERATOR
 from camhook.metrics import METRICS
 
-__all__ = ["GENERATOR", "page"]
+__all__ = ["page"]
 
-GENERATOR = '<meta name="generator" content="camhook">'
 _SHOWN = 6  # images
 
 _STYLE = """
@@ -67,7 +67,7 @@ def page(found: Comparison) -> str:
         _circumstances(found),
     ]
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{HTML_GENERATOR}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from camhook.errors import DependencyError, OutputError, UnsupportedModelError
 from camhook.exporting.modules import MapModule
-from camhook.files import SOFTWARE, refuse_strangers, replacing_file
+from camhook.files import SOFTWARE, atomic_write, check_overwrite
 from camhook.targets import ClassNames
 
 __all__ = ["Exported", "metadata", "write"]
@@ -86,14 +85,14 @@ def write(module: MapModule, path: str | os.PathLike[str], about: Mapping[str, A
     target = Path(path)
     if target.suffix not in SUFFIXES:
         raise OutputError(f"{target}: a path that ends in {' or '.join(SUFFIXES)} was expected.")
-    refuse_strangers([target], _is_ours, overwrite=overwrite)
+    check_overwrite([target], overwrite=overwrite)
     with warnings.catch_warnings():  # deprecations within torch's exporters, which users cannot act on
         warnings.simplefilter("ignore")
         program = torch.export.export(
             module, (_random_images(module, 2),), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
         )
         write_verified = _write_onnx if target.suffix == ".onnx" else _write_pt2
-        with replacing_file(target) as partial:
+        with atomic_write(target) as partial:
             deviation = write_verified(module, program, partial, about)
     return Exported(target, module.input_shape, module.classes, deviation)
 
@@ -192,19 +191,6 @@ def _deviation(module: MapModule, run: Callable[[Tensor], Sequence[Tensor]]) -> 
                         "written. One of its operations does something else in that format than in torch."
                     )
     return largest
-
-
-def _is_ours(path: Path) -> bool:
-    if path.suffix == ".pt2":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return any(name.endswith(f"extra/{SOFTWARE}") for name in archive.namelist())
-        except (OSError, zipfile.BadZipFile):
-            return False
-    with open(path, "rb") as stream:
-        stream.seek(0, os.SEEK_END)
-        stream.seek(-min(stream.tell(), 2**20), os.SEEK_END)
-        return f'"software": "{SOFTWARE}"'.encode() in stream.read()
 
 
 def _named(classes: tuple[int, ...] | str) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from camhook.errors import CamhookError, OutputError
-from camhook.files import replacing_file
+from camhook.files import atomic_write
 
 __all__ = ["read_tensors", "write_tensors"]
 
@@ -32,7 +32,7 @@ def write_tensors(
     metadata = {"format": kind, "software": f"camhook {version('camhook')}", "facts": json.dumps(facts)}
     values = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
-        with replacing_file(Path(path), durable=True) as partial:
+        with atomic_write(Path(path), durable=True) as partial:
             partial.touch()
             mode = partial.stat().st_mode  # by the user's own umask; safetensors would let nobody else read it
             save_file(values, partial, metadata)

@@ -13,6 +13,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor
 
 from camhook.errors import CamhookError, OutputError, ProbeMismatchError
+from camhook.files import written_by_camhook
 from camhook.fitting.files import read_tensors, write_tensors
 
 __all__ = ["Probe", "ProbeInfo"]
@@ -182,11 +183,8 @@ class Probe(
         OutputError
             Another file is there, or the path cannot be written to.
         """
-        if Path(path).exists() and not overwrite:
-            try:
-                read_tensors(path, _KIND)
-            except CamhookError as error:
-                raise OutputError(f"{path} is there already and is no probe. Choose another path.") from error
+        if not overwrite and Path(path).exists() and not written_by_camhook(Path(path), kind=_KIND):
+            raise OutputError(f"{path} is there already and is no probe. Choose another path.")
         write_tensors(path, _KIND, {"weight": self.weight, "bias": self.bias}, asdict(self.info))
 
     @classmethod

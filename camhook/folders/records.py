@@ -12,7 +12,7 @@ from typing import Any
 from camhook.adapters.libraries import model_name
 from camhook.cam import CAM
 from camhook.distributed import Ranks
-from camhook.files import SOFTWARE, refuse_strangers, write_bytes
+from camhook.files import SOFTWARE, check_overwrite, write_bytes, written_by_camhook
 from camhook.fingerprints import fingerprint
 from camhook.folders.photos import Photo, stamp
 
@@ -78,7 +78,7 @@ class Skipped:
         self.reasons: list[str] = []
         for old in self._outdated(directory, ranks):
             old.unlink(missing_ok=True)
-        refuse_strangers([self.file], _is_list, overwrite=overwrite)
+        check_overwrite([self.file], overwrite=overwrite, kind=_HEADING)
 
     def add(self, photo: Photo, reason: str) -> None:
         """Note why a photo could not be explained."""
@@ -99,10 +99,5 @@ class Skipped:
         """Yield this rank's list of an earlier run; the first rank also clears up after another number of ranks."""
         for file in directory.glob("skipped*.txt"):
             of_these = file.name.endswith(f"-of-{ranks.world}.txt") if ranks.world > 1 else file == self.file
-            if (file == self.file or (ranks.rank == 0 and not of_these)) and _is_list(file):
+            if (file == self.file or (ranks.rank == 0 and not of_these)) and written_by_camhook(file, kind=_HEADING):
                 yield file
-
-
-def _is_list(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.readline().decode("utf-8", "replace").rstrip("\n") == _HEADING

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from camhook.errors import OutputError
-from camhook.files import SOFTWARE, is_our_png, refuse_strangers, save_png, write_bytes
+from camhook.files import SOFTWARE, check_overwrite, save_png, write_bytes
 from camhook.results.result import CAMResult
 
 __all__ = ["manifest", "save", "save_one"]
@@ -26,7 +25,7 @@ def save(result: CAMResult, path: str | os.PathLike[str], *, overwrite: bool = F
     target = Path(path)
     if target.suffix.lower() == ".png":
         pictures = [(_numbered(target, i, len(result)), i) for i in range(len(result))]
-        refuse_strangers([file for file, _ in pictures], _is_ours, overwrite=overwrite)
+        check_overwrite([file for file, _ in pictures], overwrite=overwrite)
         several = result.target.shape[1] > 1
         for file, i in pictures:
             save_png(result[i].figure() if several else result.overlay(i), file, overwrite=overwrite)
@@ -36,7 +35,7 @@ def save(result: CAMResult, path: str | os.PathLike[str], *, overwrite: bool = F
     plans = [_files(result, i, target) for i in range(len(result))]
     if clashes := {str(f) for plan in plans for f in plan if sum(f in other for other in plans) > 1}:
         raise OutputError(f"Two images would be written to {min(clashes)}. Give them different file names.")
-    refuse_strangers([file for plan in plans for file in plan], _is_ours, overwrite=overwrite)
+    check_overwrite([file for plan in plans for file in plan], overwrite=overwrite)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -65,7 +64,7 @@ def save_one(
         If a file is there that camhook did not write, or one cannot be written.
     """
     files = _files(result, 0, directory, overlays=overlays)
-    refuse_strangers(files, _is_ours, overwrite=overwrite)
+    check_overwrite(files, overwrite=overwrite)
     try:
         files[-1].unlink(missing_ok=True)
     except OSError as error:
@@ -132,19 +131,6 @@ def _write_set(result: CAMResult, index: int, files: list[Path], facts: Mapping[
     write_bytes(raw, packed.getvalue())
     text = json.dumps(manifest(result, index, [f.name for f in files[:-1]]) | dict(facts or {}), indent=2)
     write_bytes(last, text.encode())
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        if path.suffix.lower() == ".png":
-            return is_our_png(path)
-        if path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive, archive.open("software.npy") as stream:
-                return str(np.load(io.BytesIO(stream.read()))) == SOFTWARE
-        found = json.loads(path.read_text())
-        return isinstance(found, dict) and found.get("software") == SOFTWARE
-    except (OSError, ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile):
-        return False  # whatever it is, it is not a file that camhook wrote
 
 
 def _numbered(path: Path, index: int, count: int) -> Path:
