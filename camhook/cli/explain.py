@@ -1,4 +1,4 @@
-"""The command line's ``camhook explain``; on several processes under ``torchrun -m camhook explain``."""
+"""Command ``explain``: overlays, raw maps and manifests of photos, on one or more processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 import click
 
 from camhook.cli.loading import load_model
-from camhook.cli.options import model_options
+from camhook.cli.options import (
+    class_options,
+    device_option,
+    model_options,
+    name_option,
+    overwrite_option,
+    probe_option,
+)
 from camhook.errors import OutputError
 
 __all__ = ["explain"]
@@ -17,30 +24,30 @@ __all__ = ["explain"]
 
 @click.command()
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", "name", required=True, help="A timm architecture, hf-hub:NAME, or demo.")
+@name_option
 @model_options
-@click.option("--target", "targets", multiple=True, help="A class, by index or name; may be repeated.")
-@click.option("--topk", type=int, help="The so many classes with the highest scores, instead of targets.")
-@click.option("--rivals", is_flag=True, help="Explain why this class and not its ten strongest rivals.")
-@click.option("--probe", type=click.Path(path_type=Path), help="Explain the scores of this probe (see fit) instead.")
+@class_options
+@click.option("--rivals", is_flag=True, help="Contrast each class with its ten strongest rivals.")
+@probe_option
 @click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="A directory; one photo: or a .png file."
+    "--output", required=True, type=click.Path(path_type=Path), help="A directory; for one photo also a .png file."
 )
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Draw, or write raw maps only.")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Photos per forward pass.")
 @click.option(
     "--workers",
     type=click.IntRange(0),
-    help="So many processes read, and as many draw and write; 0: all in one. Default: by the cores, and 0 for a batch.",
+    help="Processes that read, and as many that draw and write; 0: do all in one. Default: by the number of cores, and "
+    "0 for a single batch.",
 )
-@click.option("--device", help="Default: a GPU if there is one.")
-@click.option("--overwrite", is_flag=True, help="Replace files that camhook did not write.")
+@device_option
+@overwrite_option
 def explain(
     photos: Sequence[Path],
     name: str,
     checkpoint: str | None,
     num_classes: int | None,
-    targets: Sequence[str],
+    targets: Sequence[int | str],
     topk: int | None,
     rivals: bool,
     probe: Path | None,
@@ -56,20 +63,18 @@ def explain(
     Photos that cannot be read are skipped, listed, also in a file skipped.txt in the output directory, and the exit
     status is 1 then.
 
-    The same command goes on where it was stopped: a photo is done when its manifest is there, made by the same model
-    and options of the photo as it is.
+    The same command resumes where it was stopped: a photo is done when its manifest is there, made with the same model
+    and options, and the photo is unchanged.
 
-    On several processes or machines, each of which takes a share: torchrun --nproc-per-node N -m camhook explain ...,
-    or RANK and WORLD_SIZE (and LOCAL_RANK, for the GPU) in the environment.
+    On several processes or machines, each of which takes a part of the photos: torchrun --nproc-per-node N -m camhook
+    explain ..., or RANK and WORLD_SIZE (and LOCAL_RANK, for the GPU) in the environment.
     """
     import numpy as np
 
     from camhook import wrap
     from camhook.distributed import Ranks
-    from camhook.folders.explaining import Question
-    from camhook.folders.photos import list_photos
-    from camhook.folders.records import settings_of
-    from camhook.folders.running import Run
+    from camhook.folders.explaining import explain_folder
+    from camhook.folders.photos import Selection, list_photos, settings_of
     from camhook.folders.writing import Writer
 
     ranks = Ranks.from_environment()
@@ -86,20 +91,19 @@ def explain(
     cam = wrap(model, probe=probe, method="probe" if probe else "auto")
     if cam.probe is not None:
         click.echo(cam.probe)
-    wanted = [int(t) if t.isdecimal() else t for t in targets] or None
+    selection = Selection(list(targets) or None, topk, rivals)
     if single:
         for photo in mine:
-            contrast = "rivals" if rivals else None
-            result = cam(photo.path, None if wanted is None else [wanted], topk=topk, contrast=contrast)
+            result = cam(photo.path, **selection.arguments(1))
             result.save(output, overwrite=overwrite)
             for position in range(result.target.shape[1]):
                 click.echo(f"{photo.name}: {result.caption(0, position)}")
             click.echo(f"Explained 1 of 1 photos; wrote to {output}.")
         return
-    cam.inputs(np.zeros((64, 64, 3), dtype=np.uint8))  # where no photo can be preprocessed, it says so now
-    settings = settings_of(cam, targets=wanted, topk=topk, rivals=rivals, probe=probe, overlays=overlays)
+    cam.inputs(np.zeros((64, 64, 3), dtype=np.uint8))  # fails here, and not photo by photo, without preprocessing
+    settings = settings_of(cam, selection, probe=probe, overlays=overlays)
     if workers is None:
         workers = ranks.workers() if len(mine) > batch_size else 0
-    run = Run(mine, ranks, Writer(output, settings, overlays, overwrite), batch_size, workers)
-    if status := run(cam, Question(wanted, topk, rivals)):
+    writer = Writer(output, settings, overlays, overwrite)
+    if status := explain_folder(cam, mine, selection, writer, ranks=ranks, batch_size=batch_size, workers=workers):
         sys.exit(status)

@@ -1,1 +1,1 @@
-"""Folders of photos, explained by many processes at once, resumed where they stopped."""
+"""Folders of photos, explained on any number of processes and resumed where they stopped."""

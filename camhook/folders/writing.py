@@ -1,4 +1,4 @@
-"""Draw and write, in processes of their own: one photo a task, and never more tasks waiting than a few."""
+"""Drawing and writing of results in worker processes, one photo a task, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ from camhook.results.result import CAMResult
 from camhook.results.saving import save_one
 from camhook.targets import ClassNames
 
-__all__ = ["Writer", "Writers", "Written"]
+__all__ = ["Writer", "WriterPool", "Written", "map_tensors"]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a photo: a caption for each map, or the reason why there are no files of it."""
+    """The outcome of a photo: a caption for each map, or the reason why it has no files."""
 
     photo: Photo
     captions: tuple[str, ...] = ()
@@ -39,7 +39,19 @@ class Written:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes the files of one photo, here or in a worker's process."""
+    """Writes the files of one photo, in this process or in a worker.
+
+    Attributes
+    ----------
+    directory : Path
+        Where to, an existing directory.
+    settings : dict
+        What the manifests hold of the run; see `settings_of`.
+    overlays : bool
+        Draw, or write raw maps and manifests only.
+    overwrite : bool
+        Replace files that camhook did not write.
+    """
 
     directory: Path
     settings: dict[str, Any]
@@ -47,12 +59,19 @@ class Writer:
     overwrite: bool
 
     def __call__(self, photo: Photo, seen: dict[str, Any], packed: bytes) -> Written:
-        """Read the photo once more where there is something to draw on it, and write.
+        """Write the files of a photo, which is read again if there is something to draw on it.
+
+        Parameters
+        ----------
+        seen
+            The photo's stamp from before it was explained.
+        packed
+            Its result, pickled.
 
         Raises
         ------
         OutputError
-            If a file cannot be written: no photo would fare better.
+            If a file cannot be written: it would be the same with other photos.
         """
         result: CAMResult = pickle.loads(packed)
         try:
@@ -70,31 +89,30 @@ class Writer:
         return Written(photo, tuple(captions))
 
 
-class Writers:
-    """So many processes that write, to be used in a ``with``; 0: what is handed over is written at once.
+class WriterPool:
+    """A context manager with this many processes that write; with 0, `write` writes at once, in this process.
 
-    Leaving the block waits for the photos that are being written, and drops those that still wait if it is left by an
-    exception.
+    Leaving the block waits for the photos that are being written, and drops those that still wait.
     """
 
     def __init__(self, writer: Writer, processes: int) -> None:
         self._writer, self._limit = writer, 4 * processes
         self._pool: ProcessPoolExecutor | None = None
         if processes:
-            self._pool = ProcessPoolExecutor(processes, initializer=_left_alone, initargs=(os.getpid(),))
+            self._pool = ProcessPoolExecutor(processes, initializer=_start_worker, initargs=(os.getpid(),))
         self._waiting: set[Future[Written]] = set()
 
-    def __enter__(self) -> Writers:
+    def __enter__(self) -> WriterPool:
         if self._pool is not None:
-            self._pool.submit(int)  # starts the processes: before there is anything here that they would inherit
+            self._pool.submit(int)  # starts the processes now, before the DataLoader's, which they must not inherit
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def write(self, result: CAMResult, photos: list[Photo], stamps: list[dict[str, Any]]) -> Iterator[Written]:
-        """Hand over a batch, one result for each photo, and yield what has been written by now, of any batch."""
+    def write(self, result: CAMResult, photos: Sequence[Photo], stamps: Sequence[dict[str, Any]]) -> Iterator[Written]:
+        """Queue the results of a batch, and yield the photos of any batch that have been written meanwhile."""
         for index, (photo, seen) in enumerate(zip(photos, stamps, strict=True)):
             task = photo, seen, _packed(result[index])
             if self._pool is None:
@@ -106,12 +124,12 @@ class Writers:
             except BrokenProcessPool as error:
                 raise _died(error) from error
 
-    def rest(self) -> Iterator[Written]:
-        """Wait for what is not written yet, and yield it."""
+    def finish(self) -> Iterator[Written]:
+        """Wait for the photos that are not written yet, and yield them."""
         yield from self._finished(0)
 
     def _finished(self, most: int) -> Iterator[Written]:
-        """Yield what is written, until no more than so many tasks wait."""
+        """Yield what is written, until at most this many tasks wait."""
         while self._waiting:
             timeout = None if len(self._waiting) > most else 0
             done, self._waiting = wait(self._waiting, timeout, FIRST_COMPLETED)
@@ -124,26 +142,31 @@ class Writers:
                 return
 
 
+def map_tensors(result: CAMResult, function: Callable[[Tensor], Tensor], **changes: Any) -> CAMResult:
+    """Return a result with a function applied to each of its tensors, and with other fields changed."""
+    tensors = {name: function(value) for name, value in vars(result).items() if isinstance(value, Tensor)}
+    return replace(result, **{**tensors, **changes})
+
+
 def _packed(result: CAMResult) -> bytes:
-    """Pickle a result of one image without its photo, and with no more than it takes to write it.
+    """Pickle a result of one image, reduced to what is written: no photo, no logits, the names of its own classes.
 
-    As bytes, since torch would hand tensors over in shared memory, of which there is not much.
+    As bytes, since torch would pass tensors to another process in shared memory, which is scarce in containers.
     """
-    changes: dict[str, Any] = {name: value.clone() for name, value in vars(result).items() if isinstance(value, Tensor)}
-    changes["class_names"] = ClassNames({c: result.class_names.label(c) for c in result.target[0].tolist()})
-    changes |= {"logits": result.logits[:, :0].clone(), "photos": None}
-    return pickle.dumps(replace(result, **changes))
+    names = ClassNames({c: result.class_names.label(c) for c in result.target[0].tolist()})
+    reduced = replace(result, class_names=names, logits=result.logits[:, :0], photos=None)
+    return pickle.dumps(map_tensors(reduced, torch.clone))  # a view would be pickled with its whole storage
 
 
-def _left_alone(parent: int) -> None:
-    """Set up a process: one thread, since there are many; Ctrl-C is the main process's; none outlives that one."""
+def _start_worker(parent: int) -> None:
+    """Set up a worker: one thread, since there are many workers; no Ctrl-C; an end when the parent is gone."""
     torch.set_num_threads(1)
     ignore_interrupts()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os._exit(1)  # killed without a chance to say so: files are whole or not there, wherever this comes
+        os._exit(1)  # the parent was killed; files are replaced atomically, so that this may come at any moment
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -29,9 +29,9 @@ from PIL import Image
 
 import camhook
 from camhook.demo import demo_model, demo_photos
-from camhook.folders.explaining import Question, explain_photos, results
-from camhook.folders.photos import Photo, list_photos, with_stamp
-from camhook.folders.writing import Writer, Writers
+from camhook.folders.explaining import explain_batches, explain_photos
+from camhook.folders.photos import Photo, Selection, list_photos, with_stamp
+from camhook.folders.writing import Writer, WriterPool
 from camhook.images.loading import ImageReader, load_batches
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,14 +148,14 @@ def throughput(folder: Path, out: Path, workers: int, rounds: int = 5) -> None:
                     cam.model(batch.images.to(DEVICE, non_blocking=True)).cpu()
 
     def maps() -> None:
-        for _ in results(cam, groups(), Question(), workers=workers):
+        for _ in explain_batches(cam, groups(), Selection(), workers=workers):
             pass
 
     def to_files(overlays: bool) -> None:
         directory = out / f"throughput{next(numbers)}"
         directory.mkdir(parents=True)
-        with Writers(Writer(directory, {}, overlays, overwrite=False), workers) as writers:
-            for _ in explain_photos(cam, groups(), Question(), writers, workers=workers):
+        with WriterPool(Writer(directory, {}, overlays, overwrite=False), workers) as pool:
+            for _ in explain_photos(cam, groups(), Selection(), pool, workers=workers):
                 pass
 
     ways: dict[str, Callable[[], None]] = {

@@ -25,10 +25,10 @@ from camhook.cli.loading import load_model
 from camhook.cli.main import main
 from camhook.distributed import Ranks
 from camhook.errors import CamhookError, OutputError
-from camhook.folders import records, running, writing
-from camhook.folders.photos import Photo, list_photos, stamp
-from camhook.folders.records import remove_remains
-from camhook.folders.writing import Writer, Writers
+from camhook.folders import explaining, writing
+from camhook.folders import photos as photo_records
+from camhook.folders.photos import Photo, list_photos, remove_partial_files, stamp
+from camhook.folders.writing import Writer, WriterPool
 
 CLASSES = 7
 
@@ -242,7 +242,7 @@ def test_a_list_that_camhook_did_not_write_is_kept(photos: Path, options: list[s
 def test_a_photo_that_changes_meanwhile_is_skipped(photos: Path, tmp_path: Path, checkpoint: Path) -> None:
     cam = camhook.wrap(load_model("test_resnet", str(checkpoint), CLASSES))
     photo = Photo(photos / "photo000.png", "photo000")
-    with Writers(Writer(tmp_path, {}, overlays=True, overwrite=False), 0) as writers:
+    with WriterPool(Writer(tmp_path, {}, overlays=True, overwrite=False), 0) as writers:
         seen = stamp(photo.path)
         os.utime(photo.path, (1, 1))
         (told,) = writers.write(cam(photo.path), [photo], [seen])
@@ -367,7 +367,7 @@ def test_two_ranks_share_photos_of_the_same_name(options: list[str | Path], tmp_
     (tmp_path / "photos" / "b" / "photo001.png").write_bytes(b"no photo")
     out = tmp_path / "out"
     out.mkdir()
-    (out / "skipped.txt").write_text(f"{records._HEADING}\n")
+    (out / "skipped.txt").write_text(f"{photo_records._HEADING}\n")
     ranks = [in_rank(rank, 2, "explain", tmp_path / "photos", *options, "--no-overlays") for rank in range(2)]
     said = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1, 0], said  # b/photo001 is the fifth, the first rank's
@@ -446,7 +446,7 @@ def test_names_are_unique_and_photos_come_once(tmp_path: Path) -> None:
 def test_remains_of_other_ranks_photos_stay(tmp_path: Path) -> None:
     for name in (".a.npz.1.part", ".a.3-cat.png.1.part", ".a.json.1.part", ".b.npz.1.part", ".a.txt.1.part"):
         (tmp_path / name).touch()
-    remove_remains(tmp_path, [Photo(Path("a.jpg"), "a")])
+    remove_partial_files(tmp_path, [Photo(Path("a.jpg"), "a")])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.txt.1.part", ".b.npz.1.part"]
 
 
@@ -506,7 +506,7 @@ def test_no_more_tasks_wait_than_a_few(
     cam = camhook.wrap(load_model("test_resnet", str(checkpoint), CLASSES))
     photo = Photo(photos / "photo000.png", "photo000")
     result, waiting = cam([photo.path] * 30), []
-    with Writers(Writer(tmp_path, {}, overlays=False, overwrite=False), 1) as writers:
+    with WriterPool(Writer(tmp_path, {}, overlays=False, overwrite=False), 1) as writers:
         assert writers._pool is not None
         submit = writers._pool.submit
 
@@ -515,7 +515,7 @@ def test_no_more_tasks_wait_than_a_few(
             return submit(*task)
 
         monkeypatch.setattr(writers._pool, "submit", counted)
-        written = [*writers.write(result, [photo] * 30, [stamp(photo.path)] * 30), *writers.rest()]
+        written = [*writers.write(result, [photo] * 30, [stamp(photo.path)] * 30), *writers.finish()]
     assert len(written) == len(waiting) == 30
     assert max(waiting) < 4
 
@@ -523,7 +523,7 @@ def test_no_more_tasks_wait_than_a_few(
 def test_many_photos_print_no_caption_each(
     photos: Path, options: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "_TALKATIVE", 5)
+    monkeypatch.setattr(explaining, "_CAPTIONED", 5)
     assert "score" not in run("explain", photos, *options).output
 
 
