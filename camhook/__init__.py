@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from camhook.adapters import Adapter, Layout, register
-from camhook.cam import CAM, Description, wrap
+from camhook.cam import CAM
+from camhook.engine.description import Description
 from camhook.errors import (
     CamhookError,
     CompletenessError,
@@ -25,6 +26,7 @@ from camhook.errors import (
     UnsupportedModelError,
 )
 from camhook.results.result import CAMResult
+from camhook.wrapping import wrap
 
 if TYPE_CHECKING:
     from camhook.comparison import Comparison, compare

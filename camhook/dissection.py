@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camhook.decompose.decomposition import Accounting
-from camhook.decompose.tail_inputs import MeanSource
+from camhook.decompose.decomposition import Decomposition
+from camhook.decompose.tail_inputs import MeanInput
 from camhook.drawing.anatomy import Term, anatomy
 from camhook.errors import CamhookError, ImageError, UnsupportedModelError
 from camhook.results.result import CAMResult
@@ -15,7 +15,7 @@ from camhook.results.result import CAMResult
 __all__ = ["dissected"]
 
 
-def dissected(result: CAMResult, account: Accounting, *, channels: int) -> Image.Image:
+def dissected(result: CAMResult, decomposition: Decomposition, *, channels: int) -> Image.Image:
     """Draw the feature maps that add most to a result's one map, each with its weight, and the rest.
 
     Raises
@@ -27,13 +27,13 @@ def dissected(result: CAMResult, account: Accounting, *, channels: int) -> Image
     """
     if len(result) != 1:
         raise ImageError(f"anatomy draws one image; {len(result)} were given.")
-    source = account.sources[0]
-    if len(account.sources) > 1 or not isinstance(source, MeanSource):
+    source = decomposition.inputs[0]
+    if len(decomposition.inputs) > 1 or not isinstance(source, MeanInput):
         raise UnsupportedModelError(
             f"anatomy draws feature maps pooled by their mean; {result.head} reads them otherwise."
         )
     with torch.no_grad():
-        weights = account.slopes(result.target)[0][0, 0]
+        weights = decomposition.multipliers(result.target)[0][0, 0]
         parts = weights[:, None, None] * source.positions[0]
     count = parts.shape[0]
     if not 1 <= channels <= count:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from camhook.adapters import libraries
 from camhook.adapters.base import Layout
-from camhook.cam import CAM, wrap
+from camhook.cam import CAM
 from camhook.cli.loading import create, load_model
 from camhook.cli.options import model_options
 from camhook.engine.description import Description
-from camhook.engine.outputs import in_chans_of
+from camhook.engine.inputs import in_chans_of
 from camhook.images.preprocessing import Preprocessing
 from camhook.results.result import CAMResult
+from camhook.wrapping import wrap
 
 __all__ = ["Check", "check", "jitter", "measure"]
 

@@ -21,11 +21,11 @@ from typing import Any, Literal, TypeVar
 import click
 import torch
 
-from camhook.cam import wrap
 from camhook.cli.loading import create, load_model, unknown_architecture
 from camhook.cli.options import model_options
 from camhook.errors import CamhookError, OutputError
 from camhook.text_tables import text_table
+from camhook.wrapping import wrap
 
 __all__ = ["GIVEN_CLASSES", "Row", "describe", "in_parallel", "models", "read", "rendered", "summary", "survey"]
 

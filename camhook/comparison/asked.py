@@ -14,7 +14,7 @@ from torch import Tensor
 from camhook.cam import CAM
 from camhook.comparison.attributions import METHODS, method
 from camhook.comparison.baselines import BASELINES
-from camhook.engine.outputs import size_of
+from camhook.engine.inputs import size_of
 from camhook.errors import CamhookError, ImageError, TargetError
 from camhook.images.preprocessing import ImageBatch
 from camhook.metrics import METRICS, Metric, metric

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from camhook.comparison.subjects import Subject, viewing
 from camhook.comparison.superpixels import grid_cells, segment_areas
-from camhook.engine.outputs import size_of
+from camhook.engine.inputs import size_of
 from camhook.metrics.controls import gaussian_maps, random_maps
 
 
@@ -199,7 +199,7 @@ def random(subject: Subject, images: Tensor, target: Tensor, grid: tuple[int, in
 
 def random_coarse(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
     """Return noise on a grid as coarse as camhook's map."""
-    grid = subject.cam.plan_for(size_of(images)).grid_size
+    grid = subject.cam.reader.plan_for(size_of(images)).grid_size
     return random(subject, images, target, grid)
 
 

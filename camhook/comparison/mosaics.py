@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camhook.comparison.subjects import Subject
-from camhook.engine.outputs import size_of
+from camhook.engine.inputs import size_of
 from camhook.errors import CamhookError
 from camhook.metrics.localisation import mosaics as laid_out
 
@@ -106,7 +106,7 @@ def _fitting(subject: Subject, whole: Tensor, single: tuple[int, int], size: tup
             resized = F.interpolate(whole, wanted, mode="bilinear", antialias=True, align_corners=False)
         try:
             subject.logits(resized[:1])
-            subject.cam.plan_for(wanted)
+            subject.cam.reader.plan_for(wanted)
         except (RuntimeError, AssertionError, ValueError, CamhookError) as error:
             refusal = error
         else:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from camhook.cam import CAM
 from camhook.comparison.baselines import Reference, reference
 from camhook.comparison.superpixels import grid_cells, superpixels
-from camhook.engine.copies import Twin
+from camhook.engine.copies import SharedCopy
 from camhook.engine.hooks import replacing
-from camhook.engine.outputs import size_of
+from camhook.engine.inputs import size_of
 from camhook.engine.plan import Features
 from camhook.engine.points import FeaturePoint
 from camhook.errors import CamhookError, UnsupportedModelError
@@ -79,11 +79,11 @@ class Subject:
     @cached_property
     def scorer(self) -> Scorer:
         """The copy that Captum runs on."""
-        copied = copy.deepcopy(Twin(self.cam.model).module())
+        copied = copy.deepcopy(SharedCopy(self.cam.model).module())
         for module in copied.modules():
             if getattr(module, "inplace", None) is True:
                 module.__dict__["inplace"] = False
-        return Scorer(copied, self.cam.output).requires_grad_(False)
+        return Scorer(copied, self.cam.reader.output).requires_grad_(False)
 
     def renew(self) -> None:
         """Make another copy for Captum, which may leave hooks behind where it fails."""
@@ -93,7 +93,7 @@ class Subject:
         """Return the same for another model of this architecture, such as a randomised copy."""
         other = copy.copy(self)
         other.scorer = scorer
-        other.cam = self.cam.like(scorer.model)
+        other.cam = CAM(self.cam.reader.like(scorer.model))
         return other
 
     def logits(self, images: Tensor) -> Tensor:
@@ -142,13 +142,13 @@ class Subject:
         return gradient is not None and bool(gradient.any())
 
     def _candidates(self, size: tuple[int, int]) -> Iterator[Features]:
-        plan = self.cam.plan_for(size)
+        plan = self.cam.reader.plan_for(size)
         yield from sorted(plan.features, key=lambda each: -each.grid_size[0] * each.grid_size[1])
         if plan.encoder is not None:
             yield plan.encoder
         if plan.tokens is None or not plan.tokens.readers:
             return
-        block, layout, grid_size = plan.tokens.readers[-1], plan.tokens.layout, plan.tokens.reads[-1].grid_size
+        block, layout, grid_size = plan.tokens.readers[-1], plan.tokens.layout, plan.tokens.calls[-1].grid_size
         module = self.cam.model.get_submodule(block)
         while isinstance(module, nn.Sequential) and len(module):
             block, module = f"{block}.{len(module) - 1}", module[-1]

@@ -1,4 +1,4 @@
-"""Pure tensor arithmetic on maps: nothing here knows of models."""
+"""Arithmetic on class activation maps: completeness error, tolerance, contrast, joining of grids."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tolerance(logits: Tensor, *dtypes: torch.dtype) -> Tensor:
 
 
 def rivals(logits: Tensor, target: Tensor, count: int = 10) -> Tensor:
-    """Return the classes with the highest logits beside the target: (B, count) for each of (B, T), so (B, T, count)."""
+    """Return, for each target (B, T), the other classes with the highest logits, (B, T, count)."""
     count = min(count, logits.shape[1] - 1)
     others = logits[:, None, :].expand(-1, target.shape[1], -1).scatter(2, target[..., None], float("-inf"))
     return others.topk(count, dim=2).indices
@@ -59,7 +59,7 @@ def contrasted(values: Tensor, others: Tensor) -> Tensor:
 
 
 def joined(maps: Sequence[Tensor]) -> Tensor:
-    """Add maps (B, T, h, w) of several grids over the same picture up, on the finest of them.
+    """Add up maps (B, T, h, w) of several grids over the same picture, on the finest of them.
 
     A coarse cell's value, an evidence per area, is given to the fine cells by the area that they share with it, which
     keeps the mean where interpolation does not.
@@ -69,6 +69,8 @@ def joined(maps: Sequence[Tensor]) -> Tensor:
     >>> joined([torch.tensor([[[[3.0, 6.0]]]]), torch.ones(1, 1, 1, 3)])
     tensor([[[[4.0000, 5.5000, 7.0000]]]])
     """
+    if len(maps) == 1:
+        return maps[0]
     height = max(m.shape[2] for m in maps)
     width = max(m.shape[3] for m in maps)
     total = maps[0].new_zeros(())

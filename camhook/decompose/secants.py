@@ -1,101 +1,81 @@
-"""Activations and products, made affine between the rest and the full features, which the two ends then share.
+"""Secants: activations and products of two inputs made affine between the baseline and the value.
 
-An activation becomes its secant, a product of two live factors its two halves, each factor times the mean of the
-other's two values.
+An activation is replaced by its secant between the two (the rescale rule of DeepLIFT, Shrikumar et al. 2017, arXiv
+1704.02685), a product of two inputs by its two halves: each factor times the mean of the other's two values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from camhook.decompose.torch_functions import mapped
+from camhook.decompose.arguments import mapped
 
-__all__ = ["Bend", "acting", "apart", "side_by_side", "single_precision"]
-
-_SINGLE = ContextVar("single", default=False)
+__all__ = ["Operand", "elementwise", "linearised_activation", "linearised_product", "secant"]
 
 
-@contextmanager
-def single_precision() -> Iterator[None]:
-    """Take secants in the features' own precision within the block, for what has few steps in double precision."""
-    token = _SINGLE.set(True)
-    try:
-        yield
-    finally:
-        _SINGLE.reset(token)
+class Operand(NamedTuple):
+    """An input of an activation or product, at the value and at the baseline."""
+
+    value: Tensor
+    baseline: Tensor
 
 
-class Bend:
-    """One activation or product of the tail: its operands at the full features and at the rest."""
+def linearised_activation(act: Callable[[Tensor], Tensor], x: Operand, dtype: torch.dtype) -> Operand:
+    """Return an activation replaced by its secant: exact at both ends, affine in ``x.value``.
 
-    def __init__(self, func: Callable[..., Tensor], full: tuple[Tensor, ...]) -> None:
-        self.func, self.full = func, full
-        self.rest: tuple[Tensor, ...] = ()
-        self.seen: tuple[Tensor, ...] = ()
-        self.base: Tensor
-        self.slopes: tuple[Tensor, ...] = ()
-
-    def settle(self, rest: tuple[Tensor, ...], base: Tensor) -> None:
-        """Note the operands and the value at the rest, which fixes the affine step between the two."""
-        self.rest, self.base = rest, base
-        if len(rest) == 1:
-            self.slopes = (_secant(self.func, rest[0], self.full[0]),)
-        else:
-            self.slopes = tuple((a + b) / 2 for a, b in zip(rest, self.full, strict=True))
-
-    def straight(self, operands: tuple[Tensor, ...], repeat: Callable[[Tensor], Tensor]) -> Tensor:
-        """Take the affine step for other operands; `repeat` gives what is kept as many rows as these have."""
-        rest, slopes = tuple(map(repeat, self.rest)), tuple(map(repeat, self.slopes))
-        if len(rest) == 1:
-            return repeat(self.base) + slopes[0] * (operands[0] - rest[0])
-        first, second = operands[0] - rest[0], operands[1] - rest[1]
-        return repeat(self.base) + self.func(first, slopes[1]) + self.func(slopes[0], second)
-
-    def is_off(self, share: float) -> bool:
-        """Tell whether an operand seen in between has left the straight line at `share` of the way."""
-        return any(
-            bool((seen - torch.lerp(rest, full, share)).abs().max() > 1e-6 * (full.abs().max() + rest.abs().max()))
-            for seen, rest, full in zip(self.seen, self.rest, self.full, strict=True)
-        )
+    Parameters
+    ----------
+    act
+        Elementwise function that leaves its argument unchanged.
+    dtype
+        Precision in which the secant is computed.
+    """
+    with torch.no_grad():
+        baseline = act(x.baseline)
+        multiplier = secant(act, x.baseline, x.value.detach(), dtype)
+    return Operand(baseline + multiplier * (x.value - x.baseline), baseline)
 
 
-def side_by_side(full: Tensor, rest: Tensor) -> Tensor:
-    """Put the two ends of each image in a row, (2 * B, ...)."""
-    return torch.stack((full, rest), 1).flatten(0, 1)
+def linearised_product(product: Callable[[Tensor, Tensor], Tensor], first: Operand, second: Operand) -> Operand:
+    """Return a product of two factors replaced by its two halves: exact at both ends, affine in both values."""
+    with torch.no_grad():
+        baseline = product(first.baseline, second.baseline)
+        means = [(each.baseline + each.value.detach()) / 2 for each in (first, second)]
+    halves = product(first.value - first.baseline, means[1]) + product(means[0], second.value - second.baseline)
+    return Operand(baseline + halves, baseline)
 
 
-def apart(both: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the full and the rest of `side_by_side`."""
-    full, rest = both.unflatten(0, (-1, 2)).unbind(1)
-    return full, rest
-
-
-def acting(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
-    """Return an activation with its other arguments, as a function of one tensor that it leaves alone."""
+def elementwise(
+    func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Tensor], Tensor]:
+    """Return an activation with its other arguments bound, as a function of one tensor that it leaves unchanged."""
 
     def act(x: Tensor) -> Tensor:
-        rest = mapped(lambda v: v.to(x.dtype) if isinstance(v, Tensor) else v, args, kwargs)
-        result: Tensor = func(x.clone(), *rest[0], **rest[1])  # a copy, for it may act in place
+        others = mapped(lambda v: v.to(x.dtype) if isinstance(v, Tensor) else v, args, kwargs)
+        result: Tensor = func(x.clone(), *others[0], **others[1])  # a copy, for it may act in place
         return result
 
     return act
 
 
-def _secant(act: Callable[[Tensor], Tensor], rest: Tensor, full: Tensor) -> Tensor:
-    """Return (act(full) - act(rest)) / (full - rest), and the slope half-way where the two all but coincide."""
-    is_single = rest.device.type == "mps" or _SINGLE.get()
-    wide, short, small = (torch.float32, 1e-2, 1e-3) if is_single else (torch.float64, 1e-5, 1e-8)
-    start, end = rest.to(wide), full.to(wide)
+def secant(act: Callable[[Tensor], Tensor], baseline: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return (act(value) - act(baseline)) / (value - baseline), or the slope half-way where the two all but coincide.
+
+    Examples
+    --------
+    >>> secant(torch.relu, torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 2.0]), torch.float64)
+    tensor([0.7500, 1.0000])
+    """
+    short, small = (1e-5, 1e-8) if dtype == torch.float64 else (1e-2, 1e-3)
+    start, end = baseline.to(dtype), value.to(dtype)
     first, last = act(start), act(end)
     step, rise, size = end - start, last - first, last.abs() + first.abs()
-    near = (step.abs() < short) & (rise.abs() <= small * size)  # too little to be told from rounding
+    near = (step.abs() < short) & (rise.abs() <= small * size)  # too close to be told from rounding
     with torch.enable_grad():
         middle = (start + step / 2).requires_grad_()
         (slope,) = torch.autograd.grad(act(middle).sum(), middle)
-    return torch.where(near, slope, rise / torch.where(near, 1, step)).to(rest.dtype)
+    return torch.where(near, slope, rise / torch.where(near, 1, step)).to(baseline.dtype)

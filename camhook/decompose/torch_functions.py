@@ -1,22 +1,33 @@
-"""Steps of a network that are not affine, and how each is held still: read its statistics once, apply them again."""
+"""Torch functions that are not affine, and how each is frozen: statistics read at one input, applied at another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ACTIVATIONS", "DIVISIONS", "HELD", "PRODUCTS", "STATISTICS", "attention_weights", "mha_parts"]
+__all__ = [
+    "ACTIVATIONS",
+    "DIVISIONS",
+    "FROZEN",
+    "PRODUCTS",
+    "STATISTICS",
+    "attention_weights",
+    "conv_as_linear",
+    "is_in_place",
+    "mha_parts",
+    "take_input",
+]
 
-# Steps whose whole result is held: attention weights, and the scales from which norms are composed by hand.
-HELD = {
+FROZEN = {
     F.softmax, torch.softmax, Tensor.softmax, torch.rsqrt, Tensor.rsqrt, torch.reciprocal, Tensor.reciprocal,
     torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm, torch.std, Tensor.std,
 }  # fmt: skip
+"""Functions whose whole result is frozen: attention weights, and the scales from which norms are composed by hand."""
 
 ACTIVATIONS = {
     F.celu, F.elu, F.gelu, F.hardshrink, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.logsigmoid, F.mish,
@@ -31,12 +42,12 @@ PRODUCTS = {
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__), torch.mul),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm), torch.matmul),
 }
-"""What a product of two tensors is called, and what it does."""
+"""Products of two tensors, under all their names, and what each computes."""
 
 DIVISIONS = {torch.div, Tensor.div, Tensor.div_, Tensor.__truediv__, torch.true_divide, Tensor.true_divide}
 
 
-# The signatures below are those of torch's own functions, so that keyword arguments arrive where they should.
+# The signatures below are those of torch's own functions, so that keyword arguments match.
 def _layer_norm_scale(
     x: Tensor, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
@@ -113,7 +124,7 @@ def attention_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return the weights (..., heads, queries, keys) with which scaled dot product attention reads its values."""
+    """Return the weights (..., heads, queries, keys) of scaled dot product attention."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
@@ -165,10 +176,6 @@ def _pool(x: Tensor, index: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.flatten(-2).gather(-1, index.flatten(-2)).view(index.shape)
 
 
-def _whole(func: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    return func, lambda x, held, *_, **__: held
-
-
 STATISTICS: dict[Any, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
     F.layer_norm: (_layer_norm_scale, _layer_norm),
     F.rms_norm: (_rms_norm_scale, _rms_norm),
@@ -181,9 +188,8 @@ STATISTICS: dict[Any, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
     Tensor.amax: (_amax_index, _amax),
     torch.max: (_max_index, _max),
     Tensor.max: (_max_index, _max),
-    **{func: _whole(func) for func in HELD},
 }
-"""For each step, how its statistics are read off its input, and how it is applied with given ones."""
+"""For each normalisation, attention and maximum: how its statistics are read, and how it is applied with given ones."""
 
 
 def mha_parts(
@@ -210,14 +216,14 @@ def mha_parts(
     v_proj_weight: Tensor | None = None,
     **_: Any,
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], Callable[[Tensor], tuple[Tensor, None]]]:
-    """Take `F.multi_head_attention_forward` apart.
+    """Split a call of `F.multi_head_attention_forward` into what precedes and what follows the attention weights.
 
     Returns
     -------
     tuple of Tensor
         Queries, keys, values, each (B, heads, length, d), and the mask.
     callable
-        What is done with the read values (B, heads, queries, d).
+        From the weighted values (B, heads, queries, d) to what the call returns.
     """
     separate = (q_proj_weight, k_proj_weight, v_proj_weight)
     weights: Any = separate if use_separate_proj_weight or in_proj_weight is None else in_proj_weight.chunk(3)
@@ -235,35 +241,34 @@ def mha_parts(
         hidden = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, float("-inf"))
         attn_mask = hidden if attn_mask is None else hidden + attn_mask
 
-    def finish(read: Tensor) -> tuple[Tensor, None]:
-        return F.linear(read.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), None
+    def finish(weighted: Tensor) -> tuple[Tensor, None]:
+        return F.linear(weighted.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), None
 
     return (q, k, v, attn_mask), finish
 
 
-def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
-    """Return the tensors among arguments, or in what a function gave.
-
-    Examples
-    --------
-    >>> len(tensors_of(([Tensor(1), Tensor(2)], 0), {"out": None, "weight": Tensor(3)}))
-    3
-    """
-    found = []
-    for value in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += tensors_of(value)
-    return found
+def is_in_place(func: Any) -> bool:
+    """Tell by its name whether a function changes its first argument: `add_`, `__iadd__`, `__setitem__`."""
+    name: str = getattr(func, "__name__", "")
+    return name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
-def mapped(change: Callable[[Any], Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
-    """Return the arguments with each that is no list changed, in lists too."""
+def conv_as_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """Replace a 1x1 convolution of one position by the linear layer that it is: far faster for small batches."""
+    if x.shape[2:] != (1, 1) or weight.shape[2:] != (1, 1) or groups > 1 or padding not in (0, (0, 0), "valid", "same"):
+        return F.conv2d, (x, weight, bias, stride, padding, dilation, groups), {}
+    return _linear, (x, weight, bias), {}
 
-    def one(value: Any) -> Any:
-        if type(value) in (list, tuple):
-            return type(value)(map(one, value))
-        return change(value)
 
-    return tuple(map(one, args)), {name: one(value) for name, value in kwargs.items()}
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x.flatten(1), weight.flatten(1), bias)[..., None, None]
+
+
+def take_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Return a function's first argument, however it was passed, and the others."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["input"], args, {name: value for name, value in kwargs.items() if name != "input"}

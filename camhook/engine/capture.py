@@ -1,89 +1,104 @@
-"""One forward pass of the live model, watched: what its plan asks for is kept, and accounted for afterwards."""
+"""Capture of one forward pass of the live model: features, shapes of finished modules, what class tokens read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from camhook.decompose.decomposition import Accounting
+from camhook.decompose.decomposition import Decomposition
 from camhook.decompose.maps import RELATIVE_TOLERANCE
-from camhook.decompose.tail_inputs import FeatureSource, MeanSource, ReadSource, Source, WeightedSource
-from camhook.engine.head import Embedding
+from camhook.decompose.tail_inputs import FeatureMapInput, MeanInput, TailInput, WeightedMeanInput
+from camhook.engine.head import BroadcastFeatures
 from camhook.engine.hooks import capturing, hooked
 from camhook.engine.plan import Plan
 from camhook.engine.points import FeaturePoint, shapes_of
 from camhook.engine.tail import Output
-from camhook.engine.token_capture import Recording, recording
+from camhook.engine.token_capture import TokenCapture, capture_tokens
+from camhook.errors import HookError
 
-__all__ = ["Observation", "observing"]
+__all__ = ["CapturedPass", "ForwardCapture", "capture_forward", "capture_pass"]
 
 
 @dataclass
-class Observation:
-    """What one forward pass told: features, shapes of what came before them, what class tokens read."""
+class ForwardCapture:
+    """What one forward pass showed.
+
+    Attributes
+    ----------
+    features
+        The tensors at the feature points.
+    shapes
+        What the modules before them returned, as shapes.
+    tokens
+        What class tokens read, if the plan follows them.
+    """
 
     features: dict[FeaturePoint, Tensor]
     shapes: dict[str, Any]
-    recorded: Recording | None
+    tokens: TokenCapture | None
 
-    def account(self, plan: Plan, module: nn.Module, inputs: Tensor, output: Output) -> Accounting:
-        """Account for the logits of these inputs by positions, with the tail of this module, the model's twin."""
+    def decompose(
+        self,
+        plan: Plan,
+        module: nn.Module,
+        inputs: Tensor,
+        output: Output,
+        *,
+        secant_dtype: torch.dtype | None = None,
+    ) -> Decomposition:
+        """Decompose the logits of these inputs, with the tail of a copy of the model that shares its tensors.
+
+        Raises
+        ------
+        HookError
+            If the forward pass did not take the path that the plan expects.
+        """
         assert plan.head is not None
-        captured = [_widened(self.features[each.point]) for each in plan.features]
-        size = (inputs.shape[2], inputs.shape[3])
-        grids = [each.layout.grid_size(tuple(f.shape), size) for each, f in zip(plan.features, captured, strict=True)]
-        if self.recorded is not None:
-            assert plan.tokens is not None
-            self.recorded.complete(module, plan.tokens)
-        kept = [*self.features.values(), *(self.recorded.values if self.recorded else ())]
+        if self.tokens is not None:
+            self.tokens.complete(module)
+        kept = [*self.features.values(), *(self.tokens.values if self.tokens else ())]
         dtype = max((each.dtype for each in kept), key=RELATIVE_TOLERANCE.__getitem__)
-        given = inputs if plan.passes == 2 else inputs.to("meta")
-        run = plan.tail(module, output).of(given, self.shapes, self.recorded)
-        sources: list[Source] = self._reads(plan)
+        given = inputs if plan.has_bypass else inputs.to("meta")
+        run = plan.tail(module, output).run_on(given, self.shapes, self.tokens)
+        reads: list[TailInput] = list(self.tokens.inputs()) if self.tokens else []
         if plan.is_pooled:
-            (layout,), (grid,) = [each.layout for each in plan.features], grids
-            positions, prefix = layout.split(captured[0], grid)
-            embed = Embedding(layout, (1, 1) if plan.head.collapses else grid, prefix)
-            sources.append(MeanSource(positions))
-            return Accounting(lambda vectors: run(embed(vectors)), sources, widens=plan.head.widens, dtype=dtype)
-        sources += [
-            FeatureSource(f, each.layout, grid) for each, f, grid in zip(plan.features, captured, grids, strict=True)
-        ]
-        return Accounting(run, sources, widens=plan.head.widens, dtype=dtype)
-
-    def pooled(self, plan: Plan, module: nn.Module, inputs: Tensor) -> MeanSource | WeightedSource:
-        """Return what a probe pools: by the mean or, if the plan follows class tokens, by their last attention."""
-        (place,) = plan.features
-        features = _widened(self.features[place.point])
-        grid = place.layout.grid_size(tuple(features.shape), (inputs.shape[2], inputs.shape[3]))
-        positions = place.layout.split(features, grid)[0]
-        if self.recorded is None or plan.tokens is None:
-            return MeanSource(positions)
-        self.recorded.complete(module, plan.tokens)
-        last = max(i for i, read in enumerate(plan.tokens.reads) if read.grid_size == grid)
-        weights = _widened(self.recorded.weights[last])[..., 0, plan.tokens.prefix :].mean(1)  # the class token's own
-        return WeightedSource(positions, weights / weights.sum(1, keepdim=True))
-
-    def _reads(self, plan: Plan) -> list[Source]:
-        if plan.tokens is None or self.recorded is None:
-            return []
-        prefix = plan.tokens.prefix
-        return [
-            ReadSource(_widened(weights[..., prefix:]), _widened(values[..., prefix:, :]), read.grid_size)
-            for read, weights, values in zip(
-                plan.tokens.reads, self.recorded.weights, self.recorded.values, strict=True
+            positions, prefix, grid_size = self._split(plan, inputs)
+            size = (1, 1) if plan.head.accepts_1x1 else grid_size
+            broadcast = BroadcastFeatures(plan.features[0].layout, size, prefix)
+            return Decomposition(
+                lambda mean: run(broadcast(mean)), [MeanInput(positions)], dtype=dtype, secant_dtype=secant_dtype
             )
-        ]
+        size = (inputs.shape[2], inputs.shape[3])
+        for each in plan.features:
+            features = _widened(self.features[each.point])
+            reads.append(FeatureMapInput(features, each.layout, each.layout.grid_size(tuple(features.shape), size)))
+        return Decomposition(run, reads, dtype=dtype, secant_dtype=secant_dtype)
+
+    def pooled(self, plan: Plan, module: nn.Module, inputs: Tensor) -> MeanInput | WeightedMeanInput:
+        """Return what a probe pools: by the mean or, if the plan follows class tokens, by their last attention."""
+        positions, _, grid_size = self._split(plan, inputs)
+        if self.tokens is None:
+            return MeanInput(positions)
+        self.tokens.complete(module)
+        return WeightedMeanInput(positions, self.tokens.pooling_weights(grid_size))
+
+    def _split(self, plan: Plan, inputs: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """Return the positions (B, C, h, w), the prefix tokens and the grid of the plan's only features."""
+        (each,) = plan.features
+        features = _widened(self.features[each.point])
+        grid_size = each.layout.grid_size(tuple(features.shape), (inputs.shape[2], inputs.shape[3]))
+        return *each.layout.split(features, grid_size), grid_size
 
 
 @contextmanager
-def observing(model: nn.Module, plan: Plan) -> Iterator[Observation]:
-    """Watch a forward pass within the block, without changing a bit of it.
+def capture_forward(model: nn.Module, plan: Plan) -> Iterator[ForwardCapture]:
+    """Capture a forward pass within the block, without changing a bit of it.
 
     Raises
     ------
@@ -92,15 +107,67 @@ def observing(model: nn.Module, plan: Plan) -> Iterator[Observation]:
     """
     shapes: dict[str, Any] = {}
 
-    def note(name: str) -> Callable[..., None]:
+    def keep(name: str) -> Callable[..., None]:
         return lambda module, args, output: shapes.update({name: shapes_of(output)})
 
     with (
         capturing(model, [each.point for each in plan.features]) as features,
-        hooked(model, [(name, "output", note(name)) for name in plan.stubs]),
-        recording(model, plan.tokens) if plan.tokens else nullcontext() as recorded,
+        hooked(model, [(name, "output", keep(name)) for name in plan.skipped_modules]),
+        capture_tokens(model, plan.tokens) if plan.tokens else nullcontext() as tokens,
     ):
-        yield Observation(features, shapes, recorded)
+        yield ForwardCapture(features, shapes, tokens)
+
+
+@dataclass
+class CapturedPass:
+    """A forward pass that the caller ran: its plan, its images, what the model returned, and what was captured."""
+
+    plan: Plan
+    forward: ForwardCapture
+    images: list[Tensor] = field(default_factory=list)
+    returned: list[Any] = field(default_factory=list)
+    is_complete: bool = False
+
+
+@contextmanager
+def capture_pass(model: nn.Module, plan: Plan) -> Iterator[CapturedPass]:
+    """Capture one forward pass that the caller runs within the block.
+
+    Raises
+    ------
+    HookError
+        If the model runs twice in the block or on an unexpected size; on leaving the block, if it did not run.
+    """
+
+    def begin(_: nn.Module, args: Any, kwargs: Any) -> None:
+        if passed.images:
+            raise HookError("capture() holds one forward pass, and the model ran twice: open a block for each pass.")
+        images = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim == 4]
+        if not images:
+            raise HookError("capture() found no (B, C, H, W) tensor among what the model was called with.")
+        size = (images[0].shape[2], images[0].shape[3])
+        if plan.tokens is not None and size != plan.input_size:
+            raise HookError(
+                f"capture() was made ready for images of {plan.input_size} and the model was given {size}. Pass "
+                "input_size= to wrap."
+            )
+        passed.images.append(images[0].detach())
+
+    def end(_: nn.Module, args: Any, returned: Any) -> None:
+        passed.returned.append(returned)
+
+    with (
+        capture_forward(model, plan) as forward,
+        hooked(model, [("", "input", begin), ("", "output", end)]),
+    ):
+        passed = CapturedPass(plan, forward)
+        yield passed
+        if not passed.returned:
+            raise HookError(
+                "capture(): the wrapped module did not run in the block. Was a compiled, scripted or other copy of it "
+                "run?"
+            )
+    passed.is_complete = True
 
 
 def _widened(value: Tensor) -> Tensor:

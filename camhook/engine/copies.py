@@ -1,4 +1,4 @@
-"""Copies of a model's structure: without its values, or sharing them; random values for what a question needs."""
+"""Structural copies of a model: on the meta device, or sharing its tensors; random parameters for numerical checks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
-from camhook.decompose.torch_functions import mapped, tensors_of
+from camhook.decompose.arguments import Dependents, mapped, tensors_of
 
-__all__ = ["Skeleton", "StandIn", "Twin"]
+__all__ = ["MetaCopy", "RandomParameters", "SharedCopy"]
 
 
 def _copied(model: nn.Module, of_tensor: Callable[[Tensor], Tensor]) -> nn.Module:
-    """Copy a model in eval mode and without the user's hooks, with what `of_tensor` gives for each of its tensors."""
+    """Copy a model in eval mode and without the user's hooks; `of_tensor` gives the copy of each tensor."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for name, value in module.__dict__.items():
@@ -36,11 +35,10 @@ def _copied(model: nn.Module, of_tensor: Callable[[Tensor], Tensor]) -> nn.Modul
     return copied
 
 
-class Twin:
-    """A copy of a model, made anew whenever the model has changed, that shares its tensors and nothing else.
+class SharedCopy:
+    """A structural copy of a model that shares its tensors and nothing else; copied again when the model has changed.
 
-    Tails run on it: the user's hooks see none of that, and no flag of the live model has to be set. Each thread has its
-    own.
+    Tails run on it: the user's hooks do not fire, and no flag of the live model has to be set. Each thread has its own.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -50,7 +48,7 @@ class Twin:
     def module(self) -> nn.Module:
         """Return the calling thread's copy, up to date."""
         dicts, known = getattr(self._local, "parts", ([], []))
-        parts = _values(dicts)  # every call looks, so this has to be fast
+        parts = _values(dicts)  # looked at in every call, so this has to be fast
         if not parts or len(parts) != len(known) or not all(map(operator.is_, parts, known)):
             dicts = [d for m in self._model.modules() for d in (vars(m), m._modules, m._parameters, m._buffers)]
             self._local.copy, self._local.parts = _copied(self._model, lambda tensor: tensor), (dicts, _values(dicts))
@@ -59,12 +57,12 @@ class Twin:
 
 
 def _values(dicts: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """Return all that a copy of these modules' dictionaries shares or repeats, to be told by identity."""
+    """Return all that a copy of these modules' dictionaries shares or repeats, to be compared by identity."""
     return [value for each in dicts for value in each.values()]
 
 
-class Skeleton:
-    """A copy of a model on the meta device, in float64 and eval mode, without the user's hooks.
+class MetaCopy:
+    """A structural copy of a model on the meta device, in float64 and eval mode, without the user's hooks.
 
     It holds no values and shares nothing with the live model that could change it.
 
@@ -93,75 +91,72 @@ def _emptied(value: Tensor) -> Tensor:
     return nn.Parameter(meta, requires_grad=False) if isinstance(value, nn.Parameter) else meta
 
 
-class StandIn(TorchFunctionMode):
-    """Gives real numbers to whatever of a skeleton meets a real tensor, in float64.
+class RandomParameters(TorchFunctionMode):
+    """Mode that gives real numbers, in float64, to whatever of a `MetaCopy` meets a real tensor.
 
     What a tail does is a matter of its structure, and a fresh model may hold zeros in the very place that matters. So
     parameters are drawn at random, once; buffers (running statistics, masks) keep the live model's values where it has
     any; other tensors, made on the meta device along the way, are drawn alike in every run.
 
+    Parameters
+    ----------
+    inputs
+        The meta tensor that the model was traced with.
+
     Attributes
     ----------
-    came_round : bool
-        Whether, in the last run, something made of the model's inputs was among them, which came round the features.
+    has_bypass : bool
+        Whether, in the last run, a skip connection bypassed the features: a tensor computed from the model's inputs,
+        but not from the features, entered the tail.
     """
 
-    def __init__(self, skeleton: Skeleton, inputs: Tensor) -> None:
+    def __init__(self, copy: MetaCopy, inputs: Tensor) -> None:
         super().__init__()
-        self.inputs = inputs
-        self._live = skeleton.live
-        self._values: dict[int, Tensor] = {}
+        self._live = copy.live
+        self._drawn: dict[int, Tensor] = {}
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
-        self._of_inputs = WeakIdKeyDictionary()
-        self._of_features = WeakIdKeyDictionary()
-        self.came_round = False
+        self._of_inputs = Dependents([inputs])
+        self._of_features = Dependents()
+        self.has_bypass = False
 
-    def given(self, *features: Tensor) -> StandIn:
-        """Take these as the features from which on numbers are real, in the next run."""
-        self._of_features = WeakIdKeyDictionary()
-        self._mark(features)
+    def given(self, *features: Tensor) -> RandomParameters:
+        """Take these as the features, from which on numbers are real, in the next run."""
+        self._of_features = Dependents(features)
         return self
 
-    def _mark(self, values: Any) -> None:
-        for leaf in tensors_of((values,)):
-            self._of_features[leaf] = None
-
-    def __enter__(self) -> StandIn:
+    def __enter__(self) -> RandomParameters:
         self._made = {}
-        self._of_inputs[self.inputs] = None
-        self.came_round = False
+        self.has_bypass = False
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = tensors_of(args, kwargs)
-        is_tail = any(t in self._of_features for t in tensors)
-        if is_tail and any(t.is_meta or _is_narrow(t) for t in tensors):
+        in_tail = self._of_features.among(tensors) is not None
+        if in_tail and any(t.is_meta or _is_narrow(t) for t in tensors):
             args, kwargs = mapped(self._real, args, kwargs)
-        elif not is_tail and any(t.is_meta for t in tensors):
-            # What a forward pass makes of constants before the features (indices of position biases) stays a shape.
+        elif not in_tail and any(t.is_meta for t in tensors):
+            # What is computed from constants before the features (indices of position biases) stays a shape.
             args, kwargs = mapped(lambda t: t.to("meta") if isinstance(t, Tensor) else t, args, kwargs)
         result = func(*args, **kwargs)
-        if is_tail:
-            self._mark(result)
-        if any(t in self._of_inputs for t in tensors):
-            for leaf in tensors_of((result,)):
-                if leaf.is_meta:
-                    self._of_inputs[leaf] = None
+        if in_tail:
+            self._of_features.add(result)
+        if self._of_inputs.among(tensors) is not None:
+            self._of_inputs.add([leaf for leaf in tensors_of((result,)) if leaf.is_meta])
         return result
 
     def _real(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         if value.is_meta and id(value) in self._live:
-            if id(value) not in self._values:
-                self._values[id(value)] = self._draw(value, seed=len(self._values))
-            value = self._values[id(value)]
+            if id(value) not in self._drawn:
+                self._drawn[id(value)] = self._draw(value, seed=len(self._drawn))
+            value = self._drawn[id(value)]
         elif value.is_meta:
             # The pair keeps the meta tensor alive, so that its id is not given to another within this run.
             drawn = self._draw(value, seed=-1 - len(self._made))
-            self.came_round |= value.numel() > 0 and value in self._of_inputs
+            self.has_bypass |= value.numel() > 0 and value in self._of_inputs
             value = self._made.setdefault(id(value), (value, drawn))[1]
         return value.double() if _is_narrow(value) else value
 

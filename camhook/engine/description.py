@@ -71,7 +71,7 @@ class Description:
             pooling=head.pooling if head else "none",
             tail=head.tail if head else "none",
             check_error=head.error if head and plan.tokens is None else None,
-            forward_passes=plan.passes,
+            forward_passes=plan.forward_passes,
         )
 
     def as_dict(self) -> dict[str, Any]:

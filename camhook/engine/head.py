@@ -1,4 +1,4 @@
-"""What a tail does with the features, found out by trying it on random features in float64."""
+"""Numerical classification of a tail: how its logits depend on positions, found on random features in float64."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from camhook.adapters.base import Layout
-from camhook.decompose.linear_tail import FrozenTail
-from camhook.decompose.tail_inputs import FeatureSource
+from camhook.decompose.linear_tail import LinearTail, Run
+from camhook.decompose.tail_inputs import FeatureMapInput
 from camhook.errors import UnsupportedModelError
 
-__all__ = ["Embedding", "Head", "Refusal", "Run", "TailKind", "classify", "classify_general"]
-
-Run = Callable[..., Tensor]
-"""A tail: from features, all batched along the first axis, to logits (B, K)."""
+__all__ = ["BroadcastFeatures", "Head", "Refusal", "TailKind", "classify", "classify_general"]
 
 TailKind = Literal["linear", "norm-linear", "mlp", "deep"]
 
@@ -26,21 +23,19 @@ _SAME = 1e-5  # outputs of a tail in float64 this close, relative to how much it
 
 @dataclass(frozen=True)
 class Head:
-    """How a tail turns features into logits.
+    """How logits depend on the positions of the features.
 
     Attributes
     ----------
     pooling
-        ``"mean"``: the tail reads the positions only through their mean. ``"attention"``, ``"max"``, both joined by a
-        plus: by attention weights or winners, which are held. ``"flatten"``: each position has weights of its own.
-        ``"general"``: convolutions mix positions on the way.
+        ``"mean"``: only through their mean. ``"attention"``, ``"max"``, both joined by a plus: by attention weights or
+        argmax, which are frozen. ``"flatten"``: each position has weights of its own. ``"general"``: convolutions mix
+        positions on the way.
     tail
-        What follows the pooling: ``"linear"`` (affine as it stands), ``"norm-linear"`` (affine with statistics held),
+        What follows the pooling: ``"linear"`` (affine as it stands), ``"norm-linear"`` (affine with statistics frozen),
         ``"mlp"`` (affine, one layer of activations, affine), ``"deep"``.
-    collapses
-        The tail takes the mean as a grid of one position; otherwise it is given the mean at every position.
-    widens
-        The tail takes more vectors than there are images; not so where something else of the image meets them.
+    accepts_1x1
+        The tail accepts the mean as a 1 x 1 grid; otherwise it is given the mean at every position.
     error
         The largest relative deviation in the checks that this rests on.
     reads_prefix
@@ -49,8 +44,7 @@ class Head:
 
     pooling: str
     tail: TailKind
-    collapses: bool
-    widens: bool
+    accepts_1x1: bool
     error: float
     reads_prefix: bool = False
 
@@ -67,18 +61,15 @@ class Refusal:
     reads_prefix: bool = False
 
 
-class Embedding:
-    """Features that are the same vector at every position, all else about them fixed: what a mean over them sees."""
+class BroadcastFeatures:
+    """Features that are the same vector at every position, with given prefix tokens: what a mean over them sees."""
 
-    def __init__(self, layout: Layout, cell: tuple[int, int], prefix: Tensor | None) -> None:
-        self._layout, self._cell, self._prefix = layout, cell, prefix
+    def __init__(self, layout: Layout, grid_size: tuple[int, int], prefix: Tensor | None) -> None:
+        self._layout, self._grid_size, self._prefix = layout, grid_size, prefix
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Lay out vectors (n * B, C), those of one image in a row, as features."""
-        prefix = self._prefix
-        if prefix is not None and prefix.shape[0] != vectors.shape[0]:
-            prefix = prefix.repeat_interleave(vectors.shape[0] // prefix.shape[0], 0)
-        return self._layout.join(vectors[:, :, None, None].expand(-1, -1, *self._cell), prefix)
+        """Lay out vectors (B, C) as features."""
+        return self._layout.join(vectors[:, :, None, None].expand(-1, -1, *self._grid_size), self._prefix)
 
 
 class _Draws:
@@ -97,7 +88,7 @@ def classify(
     shape: tuple[int, ...],
     grid_size: tuple[int, int],
     *,
-    is_alone: Callable[[], bool] = lambda: True,
+    allow_bypass: Callable[[], bool] = lambda: True,
 ) -> Head | Refusal:
     """Find out whether a tail pools features by their mean, and what follows.
 
@@ -107,91 +98,88 @@ def classify(
         The tail, with real parameters.
     layout, shape, grid_size
         How the features are laid out, their shape (batch included) and their grid (h, w).
-    is_alone
-        Tells, after a run, whether the tail took in nothing of the image but these features.
+    allow_bypass
+        Tells, after a run, whether it may be taken: False where a skip connection bypassed the features.
     """
     draw = _Draws()
     with torch.no_grad():
         positions, prefix = layout.split(draw(*shape), grid_size)
         other = positions + draw(*positions.shape) + draw(*positions.shape[:2], 1, 1)
         logits = run(layout.join(positions, prefix))
-        if not is_alone():
-            return Refusal("something comes round it")
+        if not allow_bypass():
+            return Refusal("a skip connection bypasses it")
         if logits.ndim != 2:
             return Refusal(f"the tail gives a tensor of shape {tuple(logits.shape)} where (B, K) was expected")
         if logits.is_meta:  # nothing real came through to the end
-            return Refusal("the logits do not come from it")
+            return Refusal("the logits do not depend on it")
         moved = run(layout.join(other, prefix))
         _refuse_probabilities(logits)
-        spread = float((logits - moved).abs().max())
+        spread = _distance(logits, moved)
         noise = _SAME * float(logits.abs().max())
+        reads_prefix = False
         if prefix is not None:
-            swung = run(layout.join(positions, draw(*prefix.shape)))
-            reads_prefix = float((logits - swung).abs().max()) > noise
-        else:
-            reads_prefix = False
+            reads_prefix = _distance(logits, run(layout.join(positions, draw(*prefix.shape)))) > noise
         if not spread > noise:
             return Refusal("the tail does not read the spatial features", reads_prefix=reads_prefix)
         means = positions.mean((2, 3)), other.mean((2, 3))
-        embed = Embedding(layout, grid_size, prefix)
+        broadcast = BroadcastFeatures(layout, grid_size, prefix)
         error = 0.0
         for mean, expected in zip(means, (logits, moved), strict=True):
-            error = max(error, _deviation(run(embed(mean)), expected, spread))
+            error = max(error, _distance(run(broadcast(mean)), expected) / spread)
             if error > _SAME:
-                break
-        if error > _SAME:
-            return Refusal("the tail reads the positions other than through their mean", True, reads_prefix)
-        collapsed = Embedding(layout, (1, 1), prefix)
-        collapses = _gives(lambda: run(collapsed(means[0])), logits, spread)
-        if collapses:
-            embed = collapsed
+                return Refusal("the tail reads the positions other than through their mean", True, reads_prefix)
+        single = BroadcastFeatures(layout, (1, 1), prefix)
+        accepts_1x1 = _accepts(lambda: run(single(means[0])), logits, spread)
+        if accepts_1x1:
+            broadcast = single
 
     def run_mean(vectors: Tensor) -> Tensor:
-        return run(embed(vectors))
+        return run(broadcast(vectors))
 
-    frozen = FrozenTail(run_mean, [means[0]], [torch.zeros_like(means[0])])
-    tail, tail_error = _tail_kind(run_mean, frozen, ([means[0]], logits), ([means[1]], moved), spread)
-    widened = means[0].repeat_interleave(3, 0)
-    widens = _gives(lambda: frozen(widened, straight=True, repeats=3), logits.repeat_interleave(3, 0), spread)
-    return Head("mean", tail, collapses, widens, max(error, tail_error), reads_prefix)
+    linear = LinearTail(run_mean, [means[0]], [torch.zeros_like(means[0])])
+    tail, tail_error = _tail_kind(run_mean, linear, ([means[0]], logits), ([means[1]], moved), spread)
+    return Head("mean", tail, accepts_1x1, max(error, tail_error), reads_prefix)
 
 
 def classify_general(
-    run: Run, layouts: Sequence[Layout], shapes: Sequence[tuple[int, ...]], grid_sizes: Sequence[tuple[int, int]]
+    run: Run,
+    names: Sequence[str],
+    layouts: Sequence[Layout],
+    shapes: Sequence[tuple[int, ...]],
+    grid_sizes: Sequence[tuple[int, int]],
 ) -> Head | Refusal:
-    """Find out what a tail does with features from one or several places, however it reads their positions."""
+    """Find out what a tail does with features from one or several layers, however it reads their positions."""
     draw = _Draws()
     features = [[draw(*shape) for shape in shapes] for _ in range(2)]
-    sources = [FeatureSource(f, layout, grid) for f, layout, grid in zip(features[0], layouts, grid_sizes, strict=True)]
-    for source, other in zip(sources, features[1], strict=True):
-        # The prefix is no part of what is told apart: both draws share the first one's.
-        prefix = source.layout.split(source.features, source.grid_size)[1]
-        other.copy_(source.layout.join(source.layout.split(other.clone(), source.grid_size)[0], prefix))
-    frozen = FrozenTail(run, features[0], [source.rest for source in sources])
-    logits = frozen.logits
+    inputs = [
+        FeatureMapInput(f, layout, grid) for f, layout, grid in zip(features[0], layouts, grid_sizes, strict=True)
+    ]
+    for layout, grid_size, first, other in zip(layouts, grid_sizes, *features, strict=True):
+        # The prefix is no part of what is compared: both draws share the first one's.
+        prefix = layout.split(first, grid_size)[1]
+        other.copy_(layout.join(layout.split(other.clone(), grid_size)[0], prefix))
+    linear = LinearTail(run, features[0], [each.baseline for each in inputs])
+    logits = linear.logits
     if logits.is_meta or logits.ndim != 2:
-        return Refusal("the logits do not come from it")
-    if not float((logits - frozen.offset).abs().max()) > _SAME * float(logits.abs().max()):
-        return Refusal("all that it gives is held still (it makes attention weights)", True)
+        return Refusal("the logits do not depend on it")
+    noise = _SAME * float(logits.abs().max())
+    if not _distance(logits, linear.offset) > noise:
+        return Refusal("all that depends on it is frozen (it makes attention weights)", True)
     with torch.no_grad():
         moved = run(*features[1])
-        spread = float((logits - moved).abs().max())
-        if not spread > _SAME * float(logits.abs().max()):
+        spread = _distance(logits, moved)
+        if not spread > noise:
             return Refusal("the tail does not read the spatial features")
-        means = [_averaged(source) for source in sources]
-        is_mean = _deviation(run(*means), logits, spread) < _SAME
-    error = _deviation(frozen(*features[0], straight=True), logits, spread)
-    if error > _SAME:
-        return Refusal("the tail does something on the way that cannot be held still", True)
-    tail, tail_error = _tail_kind(run, frozen, (features[0], logits), (features[1], moved), spread)
-    kinds = [kind for kind in ("attention", "max") if kind in frozen.kinds]
-    pooling = "mean" if is_mean else "general" if "conv" in frozen.kinds else "+".join(kinds) or "flatten"
-    parts = [source.alone(0, 2) for source in sources]
-    try:
-        widens = len(frozen(*parts, straight=True, repeats=2)) == 2 * len(logits)
-    except (RuntimeError, ValueError, AssertionError):
-        widens = False
-    return Head(pooling, tail, False, widens, max(error, tail_error))
+        for number, name in enumerate(names if len(names) > 1 else ()):
+            one_moved = [features[number == each][each] for each in range(len(names))]
+            if not _distance(logits, run(*one_moved)) > noise:
+                return Refusal(f"the logits depend on {name} only through the other layers: name one of them alone")
+        means = [_averaged(each, layout) for each, layout in zip(inputs, layouts, strict=True)]
+        is_mean = _distance(run(*means), logits) < _SAME * spread
+    tail, error = _tail_kind(run, linear, (features[0], logits), (features[1], moved), spread)
+    kinds = [kind for kind in ("attention", "max") if kind in linear.kinds]
+    pooling = "mean" if is_mean else "general" if "conv" in linear.kinds else "+".join(kinds) or "flatten"
+    return Head(pooling, tail, False, error)
 
 
 def _refuse_probabilities(logits: Tensor) -> None:
@@ -208,46 +196,44 @@ def _refuse_probabilities(logits: Tensor) -> None:
         )
 
 
-def _averaged(source: FeatureSource) -> Tensor:
-    positions, prefix = source.layout.split(source.features, source.grid_size)
-    return source.layout.join(positions.mean((2, 3), keepdim=True).expand_as(positions), prefix)
+def _averaged(features: FeatureMapInput, layout: Layout) -> Tensor:
+    positions, prefix = layout.split(features.value, features.grid_size)
+    return layout.join(positions.mean((2, 3), keepdim=True).expand_as(positions), prefix)
 
 
 def _tail_kind(
     run: Run,
-    frozen: FrozenTail,
+    linear: LinearTail,
     start: tuple[Sequence[Tensor], Tensor],
     end: tuple[Sequence[Tensor], Tensor],
     spread: float,
 ) -> tuple[TailKind, float]:
-    """Tell what a tail is by whether it bends, and with what held, between and beyond two sets of features."""
-
-    def between(share: float) -> list[Tensor]:
-        return [torch.lerp(a, b, share) for a, b in zip(start[0], end[0], strict=True)]
-
-    @torch.no_grad()
-    def curvature(function: Run, first: Tensor | None = None, last: Tensor | None = None) -> float:
-        # An affine function keeps what lies on a line on a line, also beyond the two points that span it.
-        first = function(*between(0)) if first is None else first
-        last = function(*between(1)) if last is None else last
-        return max(_deviation(function(*between(t)), torch.lerp(first, last, t), abs(t) * spread) for t in (-1.5, 0.4))
-
-    if (error := curvature(run, start[1], end[1])) < _SAME:
-        return "linear", error
-    if (error := curvature(lambda *features: frozen(*features, straight=False), start[1])) < _SAME:
-        return "norm-linear", error
-    error = curvature(lambda *features: frozen(*features, straight=True), start[1])
-    return "deep" if frozen.is_bent(0.37) else "mlp", error
+    """Return the kind of a tail, and the deviation that it was judged by, relative to the spread of the logits."""
+    errors = []
+    with torch.no_grad():
+        for share in (
+            -1.5,
+            0.4,
+        ):  # an affine function keeps points of a line on a line, also beyond the two that span it
+            between = [torch.lerp(a, b, share) for a, b in zip(start[0], end[0], strict=True)]
+            expected = torch.lerp(start[1], end[1], share)
+            errors.append(_distance(run(*between), expected) / (abs(share) * spread))
+    if max(errors) < _SAME:
+        return "linear", max(errors)
+    changes = {number: change[None] for number, change in enumerate(linear.changes)}
+    error = _distance(linear.offset + linear.responses(changes)[0], linear.logits) / spread
+    kinds: dict[int, TailKind] = {0: "norm-linear", 1: "mlp"}
+    return kinds.get(linear.degree, "deep") if error < _SAME else "deep", error
 
 
-def _deviation(found: Tensor, expected: Tensor, spread: float) -> float:
-    return float((found - expected).abs().max()) / spread
+def _distance(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().max())
 
 
-def _gives(run: Callable[[], Tensor], expected: Tensor, spread: float) -> bool:
-    """Tell whether a tail runs on other shapes than its own at all (it may insist on them), and to what result."""
+def _accepts(run: Callable[[], Tensor], expected: Tensor, spread: float) -> bool:
+    """Tell whether a tail runs on another grid than its own at all (it may insist on it), with the same result."""
     try:
         found = run()
     except (RuntimeError, ValueError, AssertionError):
         return False
-    return found.shape == expected.shape and _deviation(found, expected, spread) < _SAME
+    return found.shape == expected.shape and _distance(found, expected) < _SAME * spread

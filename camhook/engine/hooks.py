@@ -1,4 +1,4 @@
-"""Forward hooks that live only inside a ``with`` block, see only the thread that set them, and leave nothing behind."""
+"""Forward hooks that exist only inside a ``with`` block and see only the calls of the thread that set them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["capturing", "evaluating", "hooked", "replacing"]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode and put each back as it was, whatever happens in between.
+    """Put every module in eval mode within the block, and restore each training flag afterwards.
 
     The flags are set directly: `Module.train` may be overridden with effects that calling it again would not undo.
     """
@@ -67,7 +67,7 @@ def capturing(model: nn.Module, points: Sequence[FeaturePoint]) -> Iterator[dict
 
 @contextmanager
 def replacing(model: nn.Module, point: FeaturePoint, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Make the model go on, from the point onwards, with what `change` makes of the tensor there."""
+    """Replace the tensor at a point by what `change` returns for it, within the block."""
 
     def visit(value: Any) -> Any:
         if isinstance(value, tuple | list):
@@ -80,9 +80,9 @@ def replacing(model: nn.Module, point: FeaturePoint, change: Callable[[Tensor], 
 
 @contextmanager
 def hooked(model: nn.Module, hooks: Iterable[tuple[str, str, Callable[..., Any]]]) -> Iterator[None]:
-    """Have hooks on modules, given by name and ``"input"`` or ``"output"``, within the block, called in that order.
+    """Register hooks on modules, given by name and ``"input"`` or ``"output"``, for the block, called in that order.
 
-    A hook gets (module, args, kwargs) or (module, args, output). Calls that other threads make are left alone.
+    A hook gets (module, args, kwargs) or (module, args, output). Calls of other threads are ignored.
 
     Raises
     ------

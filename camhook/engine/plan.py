@@ -1,4 +1,4 @@
-"""The outcome of wrapping: where a model's map is read, how its features are laid out, what the tail does with them."""
+"""Plan: at which feature points a model is read, how these are laid out, and what its tail does; plain data."""
 
 from __future__ import annotations
 
@@ -36,34 +36,41 @@ class Features:
     shape: tuple[int, ...]
     grid_size: tuple[int, int]
 
+    @property
+    def num_channels(self) -> int:
+        """How many channels C it has."""
+        return self.shape[1 if self.layout.axes == "NCHW" else -1]
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a model's map is read and how.
+    """What `camhook.wrap` finds of a model: plain data, no tensors.
 
     Attributes
     ----------
     features
         The tensors that are captured.
     tokens
-        The path of class tokens, if their reads are what the map is made of.
+        The path of class tokens, if the map is made of what they read.
     entry
         The method that runs the tail. Before the features it runs on shapes alone.
+    skipped_modules
+        Modules that are finished before any feature point is reached: the tail does not run them.
+    has_bypass
+        A skip connection bypasses the features, so that the tail costs a second forward pass.
+    adapter
+        Name of the adapter whose layouts were taken.
     head
         What the tail does; None for an encoder without a classifier.
-    stubs
-        Modules that are done before any of this is reached, and are not run again.
     encoder, reading
         The last features with positions, and the path of class tokens that read them, if any: what a probe may pool.
-    passes
-        2 if something comes round the features, so that the tail costs a second pass; else 1.
     """
 
     features: tuple[Features, ...]
     tokens: TokenPath | None
     entry: Entry
-    stubs: tuple[str, ...]
-    passes: int
+    skipped_modules: tuple[str, ...]
+    has_bypass: bool
     adapter: str
     head: Head | None
     input_size: tuple[int, int]
@@ -74,16 +81,21 @@ class Plan:
     @property
     def target_layer(self) -> str:
         """Where the map is read, in words."""
-        places = [str(each.point) for each in self.features]
+        points = [str(each.point) for each in self.features]
         if self.tokens is not None:
-            places.insert(0, f"{len(self.tokens.reads)} attentions from {self.tokens.entry} on")
-        return ", ".join(places)
+            points.insert(0, f"{len(self.tokens.calls)} attentions from {self.tokens.entry} on")
+        return ", ".join(points)
+
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes through the backbone that a call costs."""
+        return 2 if self.has_bypass else 1
 
     @property
     def grid_size(self) -> tuple[int, int]:
         """The finest grid (h, w) among all that is read, which is the map's."""
         sizes = [each.grid_size for each in self.features]
-        sizes += [read.grid_size for read in self.tokens.reads] if self.tokens else []
+        sizes += [call.grid_size for call in self.tokens.calls] if self.tokens else []
         return max(h for h, _ in sizes), max(w for _, w in sizes)
 
     @property
@@ -94,10 +106,12 @@ class Plan:
     @property
     def num_prefix_tokens(self) -> int:
         """How many tokens belong to no position."""
-        return self.tokens.prefix if self.tokens else max(each.layout.num_prefix_tokens for each in self.features)
+        if self.tokens is not None:
+            return self.tokens.num_prefix_tokens
+        return max(each.layout.num_prefix_tokens for each in self.features)
 
     def for_probe(self, encoder: Features, pooling: str) -> Plan:
-        """Return the plan of a probe: the features that it pools and, if it is to, what class tokens read of them.
+        """Return the plan of a probe: the features that it pools and, for attention pooling, what class tokens read.
 
         Raises
         ------
@@ -108,14 +122,21 @@ class Plan:
             raise UnsupportedModelError(f"pooling={pooling!r}: 'gap' or 'attention' was expected.")
         reading = self.reading if pooling == "attention" else None
         if pooling == "attention" and (
-            reading is None or not any(read.grid_size == encoder.grid_size for read in reading.reads)
+            reading is None or not any(call.grid_size == encoder.grid_size for call in reading.calls)
         ):
             raise UnsupportedModelError(
                 f"No class token was found that reads the features at {encoder.point}, so there is no attention to "
                 "pool by. Take 'gap'."
             )
-        return replace(self, features=(encoder,), tokens=reading, stubs=(), head=None)
+        return replace(self, features=(encoder,), tokens=reading, skipped_modules=(), head=None)
 
     def tail(self, module: nn.Module, output: Output) -> Tail:
-        """Return the tail of this model, or of a copy of it."""
-        return Tail(module, self.entry, [each.point for each in self.features], self.tokens, self.stubs, output)
+        """Return the tail of a copy of this model."""
+        return Tail(
+            module,
+            entry=self.entry,
+            points=[each.point for each in self.features],
+            tokens=self.tokens,
+            skipped_modules=self.skipped_modules,
+            output=output,
+        )

@@ -1,186 +1,177 @@
-"""A model with what is known of how to run it and where to read it."""
+"""ModelReader: a live model, how it is run, and its plans by input size."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camhook.adapters.base import Adapter, adapters
-from camhook.adapters.libraries import class_names_of, data_config_of
-from camhook.adapters.timm import model_name, own_config
-from camhook.decompose.tail_inputs import MeanSource, WeightedSource
-from camhook.engine.capture import observing
-from camhook.engine.copies import Twin
-from camhook.engine.features import run_encoder
+from camhook.adapters import libraries, timm
+from camhook.adapters.base import Adapter
+from camhook.decompose.tail_inputs import MeanInput, WeightedMeanInput
+from camhook.engine.capture import CapturedPass, ForwardCapture, capture_forward
+from camhook.engine.copies import SharedCopy
+from camhook.engine.explanation import Explanation
 from camhook.engine.hooks import evaluating
-from camhook.engine.outputs import check_tensor, in_chans_of, original, resolve_input_size, selector, size_of
+from camhook.engine.inputs import check_tensor, in_chans_of, size_of, unwrapped
+from camhook.engine.outputs import Selector
 from camhook.engine.plan import Features, Plan
+from camhook.engine.points import layer_names
 from camhook.engine.search import make_plan
 from camhook.engine.tail import Output
 from camhook.errors import CamhookError, ImageError, UnsupportedModelError
 from camhook.images.preprocessing import ImageBatch, Preprocessing
-from camhook.plan_cache import PlanCache, Unknown, structure_of
 from camhook.targets import ClassNames
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-__all__ = ["WrappedModel"]
-
-PLANS = PlanCache()
-"""The plans of this process."""
+__all__ = ["ModelReader"]
 
 
-class WrappedModel:
-    """A live model, a twin of it, its preprocessing, and its plans by input size.
+class ModelReader:
+    """A live model, a structural copy of it, its preprocessing, and its plans.
+
+    Parameters
+    ----------
+    model
+        The classifier; if it is compiled or parallel, the module inside is read.
+    adapter, target_layer, class_names, data_config, input_size, output
+        As in `camhook.wrap`.
+    plans
+        Plans by input size, as far as they are known: they depend on the architecture alone.
 
     Attributes
     ----------
     model : nn.Module
-        The live model; the module inside, if it came compiled or parallel.
+        The module that is read.
+    found_in : str
+        What it was found in: ``"torch.compile"``, ``"DataParallel"``; empty for a plain module.
     in_chans : int
-        How many channels it takes.
+        Number of input channels.
     preprocessing : Preprocessing or None
         How photos become its input, if that is known.
-    output : callable
+    output : Selector
         Picks the logits out of what it returns.
-    model_class_names : ClassNames
-        The names of the model's own classes.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        adapter: Adapter | None,
-        target_layer: str | None,
-        class_names: Sequence[str] | Mapping[int, str] | None,
-        data_config: Any,
-        input_size: tuple[int, int] | None,
-        output: Output | str | int | None,
+        *,
+        adapter: Adapter | None = None,
+        target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        class_names: Sequence[str] | Mapping[int, str] | None = None,
+        data_config: Any = None,
+        input_size: tuple[int, int] | None = None,
+        output: Output | str | int | None = None,
+        plans: Mapping[tuple[int, int], Plan] | None = None,
     ) -> None:
-        self.model, self._found_in = original(model)
-        model = self.model
-        self.model_class_names = ClassNames.of_model(model) if class_names is None else ClassNames(class_names)
-        # Names that come with weights hold if there are as many classes: fine-tuned models get their transforms too.
-        self._likely_names = {} if class_names is not None else class_names_of(data_config) or class_names_of(model)
-        self._adapter, self._target_layer = adapter, target_layer
-        self.output = selector(output)
-        given = None if data_config is None else data_config_of(data_config)
-        config = own_config(model) if given is None else given
-        self._input_size = resolve_input_size(model, given, input_size, config)
-        self.in_chans = in_chans_of(model, self._input_size)
+        self.model, self.found_in = unwrapped(model)
+        self.output = Selector(output)
+        self.name = libraries.model_name(self.model)
+        self._adapter, self._layers = adapter, layer_names(self.model, target_layer)
+        self._given_names = class_names if class_names is None else ClassNames(class_names)
+        self._given_config = data_config
+        self._names: dict[int, ClassNames] = {}
+        self._plans = dict(plans or {})
+        if input_size is not None:
+            height, width = input_size
+            self.input_size: tuple[int, int] | None = (int(height), int(width))
+        else:
+            self.input_size = libraries.input_size(self.model, data_config)
+        self.in_chans = in_chans_of(self.model, self.input_size)
         self.preprocessing: Preprocessing | None = None
-        if config is not None and self._input_size is not None:
-            config["input_size"] = (self.in_chans, *self._input_size)
+        config = libraries.data_config(self.model, data_config)
+        if config is not None and self.input_size is not None:
+            config["input_size"] = (self.in_chans, *self.input_size)
             self.preprocessing = Preprocessing(config, self.in_chans)
-        self._twin = Twin(model)
-        self._plans: dict[tuple[int, int], Plan] = {}
+        self._copy = SharedCopy(self.model)
 
     @property
-    def encoder(self) -> Features:
-        """The model's last features with positions, which a probe reads.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If none were found.
-        """
-        features = self.plan_for(next(iter(self._plans), None) or self._known_size()).encoder
-        if features is None:
-            raise UnsupportedModelError(
-                f"{model_name(self.model)}: no last features with positions were found for a probe. If you know the "
-                "place, pass target_layer= or adapter=."
-            )
-        return features
-
-    @torch.inference_mode(False)
-    def pooled(
-        self, images: Tensor, pooling: str = "gap", *, inference: bool = False
-    ) -> tuple[MeanSource | WeightedSource, Any]:
-        """Run the model once, frozen and in eval mode, and pool its last features as a probe does.
-
-        Parameters
-        ----------
-        images
-            Preprocessed, (B, C, H, W).
-        pooling
-            ``"gap"``: the mean over positions; ``"attention"``: weighted by the class token's last attention.
-        inference
-            Run the model in inference mode. What it keeps for itself at its first pass cannot be trained with then.
-
-        Returns
-        -------
-        source
-            Its ``full`` is the pooled features, (B, C).
-        returned
-            What the model returned.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If there is no class token whose attention could pool.
-        """
-        plan = self.plan_for(size_of(images)).for_probe(self.encoder, pooling)
-        with torch.no_grad():
-            with torch.inference_mode(inference), evaluating(self.model), observing(self.model, plan) as observation:
-                returned = run_encoder(self.model, images)
-            with torch.autocast(images.device.type, enabled=False):
-                return observation.pooled(plan, self._twin.module(), images), returned
-
-    def like(self, model: nn.Module) -> Self:
-        """Return the same for another model of this architecture, such as a copy with other weights."""
-        given = (self._adapter, self._target_layer, None, None, self._input_size, self.output)
-        other = type(self)(model, *given)
-        other._plans.update(self._plans)  # they are a matter of architecture
-        return other
-
-    def _known_size(self) -> tuple[int, int]:
-        if self._input_size is None:
-            raise CamhookError("The input size is not known yet. Pass input_size=(H, W) to wrap, or explain an image.")
-        return self._input_size
-
-    @torch.inference_mode(False)
-    def plan_for(self, size: tuple[int, int]) -> Plan:
-        """Return the plan for inputs of that size: any plan will do, but class tokens count their patches."""
-        if size not in self._plans:
-            known = next(iter(self._plans.values()), None)
-            self._plans[size] = (
-                known if known and known.tokens is None and known.reading is None else self._plan_of_process(size)
-            )
-        if len(self._likely_names) == self._plans[size].num_classes > 0:
-            self.model_class_names = ClassNames(self._likely_names)
-        return self._plans[size]
+    def class_names(self) -> ClassNames:
+        """The names of the model's own classes."""
+        if self._given_names is not None:
+            return self._given_names
+        # Names that come with weights hold if there are as many classes: fine-tuned models get their transforms too.
+        count = next((plan.num_classes for plan in self._plans.values()), 0)
+        if count not in self._names:
+            names = libraries.class_names(self.model, self._given_config, num_classes=count or None)
+            self._names[count] = ClassNames(names)
+        return self._names[count]
 
     @property
     def reference(self) -> Tensor:
         """A tensor on the device and of the dtype of the model's input."""
         return next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
 
-    def _plan_of_process(self, size: tuple[int, int]) -> Plan:
-        """Return the plan that a model built alike had, or search one."""
+    @property
+    def has_head(self) -> bool:
+        """Whether the model has a head, as far as is known: before the first plan, it is taken to have one."""
+        return all(plan.head is not None for plan in self._plans.values())
 
-        def make() -> Plan:
-            return make_plan(
-                self.model,
-                (2, self.in_chans, *size),
-                adapter=self._adapter,
-                target_layer=self._target_layer,
-                output=self.output,
+    @property
+    def plan(self) -> Plan:
+        """The plan for the first input size that was met, else for the size that the model was made for.
+
+        Raises
+        ------
+        CamhookError
+            If the input size is not known yet.
+        """
+        size = next(iter(self._plans), None) or self.input_size
+        if size is None:
+            raise CamhookError("The input size is not known yet. Pass input_size=(H, W) to wrap, or explain an image.")
+        return self.plan_for(size)
+
+    @torch.inference_mode(False)
+    def plan_for(self, size: tuple[int, int]) -> Plan:
+        """Return the plan for inputs of that (height, width); plans with class tokens depend on it."""
+        if size not in self._plans:
+            known = next(iter(self._plans.values()), None)
+            if known is None or known.tokens is not None or known.reading is not None:
+                known = make_plan(
+                    self.model,
+                    (2, self.in_chans, *size),
+                    adapter=self._adapter,
+                    layers=self._layers,
+                    output=self.output,
+                )
+            self._plans[size] = known
+        return self._plans[size]
+
+    @property
+    def encoder(self) -> Features:
+        """The model's last features with positions, which a probe pools.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If none were found.
+        """
+        features = self.plan.encoder
+        if features is None:
+            raise UnsupportedModelError(
+                f"{self.name}: no last features with positions were found for a probe. If you know the place, pass "
+                "target_layer= or adapter=."
             )
+        return features
 
-        asked = self.output.output
-        if self._adapter is not None or callable(asked):
-            return make()  # a stranger's functions, which may hold anything
-        try:
-            structure = structure_of(self.model)
-        except Unknown:
-            return make()
-        return PLANS.get((structure, size, self.in_chans, self._target_layer, asked, *adapters()), make)
+    def like(self, model: nn.Module) -> ModelReader:
+        """Return a reader of another model of this architecture, such as a copy with other weights."""
+        return ModelReader(
+            model,
+            adapter=self._adapter,
+            target_layer=self._layers or None,
+            input_size=self.input_size,
+            output=self.output.output,
+            plans=self._plans,
+        )
+
+    def copied(self) -> ModelReader:
+        """Return a reader of a structural copy of the model, which shares its tensors and nothing else."""
+        return self.like(self._copy.module())
 
     def logits_of(self, returned: Any) -> Tensor:
         """Return the logits (B, K) among what the model returned.
@@ -188,7 +179,7 @@ class WrappedModel:
         Raises
         ------
         UnsupportedModelError
-            If they are nothing of the kind.
+            If they are something else.
         """
         logits = self.output(returned)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -200,7 +191,7 @@ class WrappedModel:
         return logits
 
     def inputs(self, images: Any) -> tuple[Tensor, ImageBatch | None]:
-        """Return images as the model takes them and, if they were photos, what is known of these.
+        """Return images as the model takes them, (B, C, H, W), and, if they were photos, these and their geometry.
 
         Raises
         ------
@@ -220,3 +211,77 @@ class WrappedModel:
         single = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Sequence)
         batch = self.preprocessing([images] if single else list(images))
         return batch.tensor.to(device=reference.device, dtype=reference.dtype), batch
+
+    @torch.no_grad()
+    def explain(self, images: Tensor, *, secant_dtype: torch.dtype | None = None) -> Explanation:
+        """Run the model once, in eval mode, on images (B, C, H, W) and decompose its logits.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the model has no head.
+        """
+        plan = self.plan_for(size_of(images))
+        self.check_head(plan)
+        with evaluating(self.model), capture_forward(self.model, plan) as forward:
+            logits = self.logits_of(self.model(images)).detach()
+        return self._explanation(plan, forward, images, logits, secant_dtype)
+
+    @torch.no_grad()
+    def explain_pass(self, passed: CapturedPass) -> Explanation:
+        """Decompose the logits of a forward pass that the caller ran."""
+        logits = self.logits_of(passed.returned[0]).detach()
+        return self._explanation(passed.plan, passed.forward, passed.images[0], logits, None)
+
+    def _explanation(
+        self, plan: Plan, forward: ForwardCapture, images: Tensor, logits: Tensor, secant_dtype: torch.dtype | None
+    ) -> Explanation:
+        with torch.autocast(images.device.type, enabled=False):
+            decomposition = forward.decompose(
+                plan, self._copy.module(), images, self.logits_of, secant_dtype=secant_dtype
+            )
+        return Explanation(logits, decomposition, self.class_names, "model", str(plan.head), plan.target_layer)
+
+    def check_head(self, plan: Plan) -> None:
+        """Raise `UnsupportedModelError` if the model has no head."""
+        if plan.head is None:
+            raise UnsupportedModelError(
+                f"{self.name} has no head (num_classes=0, an Identity in the classifier's place, or an "
+                "encoder), so there is no class score to explain. Its maps need a probe: fit one on labelled images, "
+                "cam.fit(data, targets='labels'), or pass probe= to wrap; or give the model a classifier "
+                "(model.reset_classifier(...) and trained weights)."
+            )
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def pooled(
+        self, images: Tensor, pooling: str = "gap", *, inference: bool = False
+    ) -> tuple[MeanInput | WeightedMeanInput, Any]:
+        """Run the model once, frozen and in eval mode, and pool its last features as a probe does.
+
+        Parameters
+        ----------
+        images
+            Preprocessed, (B, C, H, W).
+        pooling
+            ``"gap"``: the mean over positions; ``"attention"``: weighted by the class token's last attention.
+        inference
+            Run the model in inference mode. What it caches at its first pass cannot be trained with then.
+
+        Returns
+        -------
+        input
+            Its ``value`` is the pooled features, (B, C).
+        returned
+            What the model returned.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If there is no class token whose attention could pool.
+        """
+        plan = self.plan_for(size_of(images)).for_probe(self.encoder, pooling)
+        with torch.inference_mode(inference), evaluating(self.model), capture_forward(self.model, plan) as forward:
+            returned = timm.forward(self.model, images)
+        with torch.autocast(images.device.type, enabled=False):
+            return forward.pooled(plan, self._copy.module(), images), returned

@@ -1,4 +1,15 @@
-"""A model's tail as a function of what was captured: whatever comes before is run on shapes alone."""
+"""The tail of a model, from its feature points to the logits, as a function of what was captured there.
+
+A tail is run in the torch-function modes below, the first entered being closest to torch; a call passes through them
+from the last to the first:
+
+1. `LinearTail`'s mode (decompose): baselines, frozen statistics, secants;
+2. `RandomParameters` (while wrapping, on a meta copy) or `MetaUntilFeatures` (in calls): what is real, what a shape;
+3. `PrefixOnly` (class tokens): position biases and rotary embeddings cut to the prefix tokens;
+4. `AttentionCalls` (class tokens): recorded attention in the place of the model's own.
+
+Which tensors depend on the features, each keeps in a `Dependents`, or with their baselines in the first.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
-from torch.utils.weak import WeakIdKeyDictionary
 
-from camhook.decompose.torch_functions import mapped, tensors_of
+from camhook.decompose.arguments import Dependents, mapped, tensors_of
+from camhook.decompose.linear_tail import Run
 from camhook.engine.class_tokens import TokenPath
 from camhook.engine.hooks import replacing
 from camhook.engine.points import FeaturePoint, Shape
-from camhook.engine.token_capture import Recording
+from camhook.engine.token_capture import TokenCapture
 from camhook.errors import HookError
 
 __all__ = ["Output", "Tail"]
@@ -26,147 +37,143 @@ Output = Callable[[Any], Tensor]
 
 
 class Tail:
-    """The tail of a model, or of its skeleton, from some points on.
+    """The tail of a model, or of its meta copy, from some feature points on.
 
     Parameters
     ----------
     module
-        A twin, on which the points' tensors are replaced in mid-forward; or a skeleton.
+        A copy of the model; the tensors at the points are replaced in mid-forward.
     entry
         ``"forward_head"``: the method that takes the features; else ``"forward"``.
     points
-        Where tensors enter, and how many tokens at the start of each come from the token path and are left as they are.
+        Where features enter.
     tokens
-        The path of class tokens, whose reads come first among what the tail is a function of.
-    stubs
-        Modules that are done when the first of these is reached: they are not run, but give what they gave, as shapes.
+        The path of class tokens, if the tail follows one: it then reads their attention first, and the prefix tokens of
+        the features come from the path.
+    skipped_modules
+        Modules that are finished before any of these is reached: they are not run, and return empty tensors of the
+        shapes that they returned in the forward pass.
+    output
+        Picks the logits.
     """
 
     def __init__(
         self,
         module: nn.Module,
+        *,
         entry: str,
         points: Sequence[FeaturePoint],
         tokens: TokenPath | None,
-        stubs: Sequence[str],
+        skipped_modules: Sequence[str],
         output: Output,
     ) -> None:
         self._module: Any = module
-        self._is_live = not next((p.is_meta for p in module.parameters()), False)
+        self._has_values = not next((p.is_meta for p in module.parameters()), False)
         self._entry, self._points, self._tokens, self._output = entry, list(points), tokens, output
-        self._stubs = list(stubs)
+        self._skipped_modules = list(skipped_modules)
 
-    def of(
-        self, inputs: Tensor, shapes: Mapping[str, Any] | None = None, recorded: Recording | None = None
-    ) -> Callable[..., Tensor]:
-        """Return the tail for a batch of inputs as a function of reads and features, batched along the first axis.
+    def run_on(
+        self, inputs: Tensor, shapes: Mapping[str, Any] | None = None, captured: TokenCapture | None = None
+    ) -> Run:
+        """Return the tail for a batch of inputs, as a function of attention reads and features.
 
-        Inputs on the meta device give a tail that runs on shapes up to the points, with `shapes` for what the stubs
-        gave; real ones, a second forward pass.
+        Inputs on the meta device give a tail that runs on shapes up to the points, with `shapes` for what the skipped
+        modules returned; real ones, a second forward pass.
         """
+        if self._entry == "forward_head":
+            return lambda *given: self._output(self._module.forward_head(*given))
 
         def run(*given: Tensor) -> Tensor:
-            if self._entry == "forward_head":
-                return self._output(self._module.forward_head(*given))
-            count = len(self._tokens.reads) if self._tokens else 0
-            rows = recorded.rows if recorded else []
+            count = len(self._tokens.calls) if self._tokens else 0
+            prefix = captured.prefix if captured else []
             with ExitStack() as stack:
-                if inputs.is_meta and self._is_live:
-                    stack.enter_context(_Shapes([*given, *rows], fills=self._tokens is not None))
-                if self._tokens is not None:
-                    assert recorded is not None
-                    stack.enter_context(
-                        self._tokens.running(self._module, recorded.rows, recorded.weights, given[:count])
-                    )
+                if inputs.is_meta and self._has_values:
+                    mode = MetaUntilFeatures([*given, *prefix], zeros=self._tokens is not None)
+                    stack.enter_context(mode)
+                if self._tokens is not None and captured is not None:
+                    path = self._tokens.run_prefix_only(self._module, prefix, captured.weights, given[:count])
+                    stack.enter_context(path)
                 for point, tensor in zip(self._points, given[count:], strict=True):
-                    stack.enter_context(replacing(self._module, point, self._put(tensor)))
-                if not inputs.is_meta:
-                    return self._output(self._module(inputs))
-                stack.enter_context(self._stubbed(inputs, shapes or {}, given[0].shape[0] // inputs.shape[0]))
-                return self._output(self._module(inputs.new_empty((given[0].shape[0], *inputs.shape[1:]))))
+                    stack.enter_context(replacing(self._module, point, self._replacement(tensor)))
+                if inputs.is_meta:
+                    stack.enter_context(self._skipping(inputs, shapes or {}))
+                return self._output(self._module(inputs))
 
         return run
 
     @contextmanager
-    def _stubbed(self, inputs: Tensor, shapes: Mapping[str, Any], repeats: int) -> Iterator[None]:
-        """Have the stubs do nothing but give tensors, made of the inputs, of the shapes that they gave."""
+    def _skipping(self, inputs: Tensor, shapes: Mapping[str, Any]) -> Iterator[None]:
+        """Have the skipped modules return empty tensors, made of the inputs, of the given shapes."""
 
-        def stub(given: Any) -> Callable[..., Any]:
-            def blank(leaf: Any) -> Any:
-                if not isinstance(leaf, Shape):
-                    return leaf
-                return inputs.new_empty((leaf.size[0] * repeats, *leaf.size[1:]), dtype=leaf.dtype)
+        def empty(leaf: Any) -> Any:
+            return inputs.new_empty(leaf.size, dtype=leaf.dtype) if isinstance(leaf, Shape) else leaf
 
-            return lambda *args, **kwargs: tree_map(blank, given)
+        def skip(returned: Any) -> Callable[..., Any]:
+            return lambda *args, **kwargs: tree_map(empty, returned)
 
-        modules = [self._module.get_submodule(name) for name in self._stubs if name in shapes]
-        for name, module in zip((name for name in self._stubs if name in shapes), modules, strict=True):
-            module.forward = stub(shapes[name])
+        modules = {name: self._module.get_submodule(name) for name in self._skipped_modules if name in shapes}
+        for name, module in modules.items():
+            module.forward = skip(shapes[name])
         try:
             yield
         finally:
-            for module in modules:
+            for module in modules.values():
                 del module.forward
 
-    def _put(self, tensor: Tensor) -> Callable[[Tensor], Tensor]:
+    def _replacement(self, tensor: Tensor) -> Callable[[Tensor], Tensor]:
         if self._tokens is None:
             return lambda _: tensor
-        prefix = self._tokens.prefix
-        return lambda whole: torch.cat((whole[:, :prefix], tensor[:, prefix:]), 1)
+        count = self._tokens.num_prefix_tokens
+        return lambda whole: torch.cat((whole[:, :count], tensor[:, count:]), 1)
 
 
-class _Shapes(TorchFunctionMode):
-    """Where a meta tensor meets a model's own, takes that as a shape too; where it meets what was captured, objects.
+class MetaUntilFeatures(TorchFunctionMode):
+    """Mode that runs a model on shapes until the features enter; a meta tensor that meets them later is an error.
 
-    With `fills`, it is zeros there: on the path of class tokens all that is known of patches has been recorded.
+    With `zeros`, it becomes zeros then: on the path of class tokens all that is known of patches has been captured.
     """
 
-    def __init__(self, given: Sequence[Tensor], *, fills: bool) -> None:
+    def __init__(self, features: Sequence[Tensor], *, zeros: bool) -> None:
         super().__init__()
-        self._live = WeakIdKeyDictionary()
-        self._fills = fills
-        self._mark(given)
+        self._of_features = Dependents(features)
+        self._zeros = zeros
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = tensors_of(args, kwargs)
-        alive = next((t for t in tensors if t in self._live), None)
-        if any(t.is_meta for t in tensors):
-            if alive is None and func in _MOVES:  # x.to(self.device): a shape stays one
-                if func is not Tensor.to:
+        feature = self._of_features.among(tensors)
+        for tensor in tensors:
+            if tensor.is_meta:
+                if feature is None and func in (Tensor.cpu, Tensor.cuda):  # a shape stays one
                     return args[0]
-                args, kwargs = mapped(_nowhere, args, kwargs)
-            elif alive is None:
-                args, kwargs = mapped(lambda t: t.to("meta") if isinstance(t, Tensor) else t, args, kwargs)
-            elif not self._fills and any(t.is_meta and t.numel() for t in tensors):
-                raise HookError(
-                    f"{getattr(func, '__name__', func)} takes in something that came round the place where the map is "
-                    "read. Was the model changed after wrapping? Wrap it again."
-                )
-            else:
-                device = alive.device
-                args, kwargs = mapped(lambda t: _zeros(t, device) if _is_meta(t) else t, args, kwargs)
+                args, kwargs = self._resolved(func, tensors, feature, args, kwargs)
+                break
         result = func(*args, **kwargs)
-        return result if alive is None else self._mark(result)
+        return result if feature is None else self._of_features.add(result)
 
-    def _mark(self, result: Any) -> Any:
-        for leaf in tensors_of((result,)):
-            self._live[leaf] = None
-        return result
-
-
-_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
-
-
-def _nowhere(value: Any) -> Any:
-    return (
-        torch.device("meta") if isinstance(value, torch.device | str | int) and not isinstance(value, bool) else value
-    )
+    def _resolved(self, func: Any, tensors: Sequence[Tensor], feature: Tensor | None, args: Any, kwargs: Any) -> Any:
+        """Return the arguments of a call that takes a meta tensor: all of them as shapes, or all of them real."""
+        if feature is None:
+            return mapped(_device_to_meta if func is Tensor.to else _to_meta, args, kwargs)
+        if not self._zeros and any(t.is_meta and t.numel() for t in tensors):
+            raise HookError(
+                f"{getattr(func, '__name__', func)} takes in a tensor that bypasses the features at which the map is "
+                "read (a skip connection). Was the model changed after wrapping? Wrap it again."
+            )
+        device = feature.device
+        return mapped(lambda value: _to_zeros(value, device), args, kwargs)
 
 
-def _zeros(meta: Tensor, device: torch.device) -> Tensor:
-    return torch.zeros(meta.shape, dtype=meta.dtype, device=device)
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
-def _is_meta(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_meta
+def _device_to_meta(value: Any) -> Any:
+    """Replace the device that a tensor is to be moved to: a shape stays one."""
+    names_device = isinstance(value, torch.device | str | int) and not isinstance(value, bool)
+    return torch.device("meta") if names_device else value
+
+
+def _to_zeros(value: Any, device: torch.device) -> Any:
+    is_shape = isinstance(value, Tensor) and value.is_meta
+    return torch.zeros(value.shape, dtype=value.dtype, device=device) if is_shape else value

@@ -1,4 +1,4 @@
-"""One forward on the meta device: which tensor does the tail read? The live model is neither run nor touched."""
+"""Trace of one forward pass on the meta device: every module's inputs and outputs. The live model is not run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from camhook.adapters.timm import is_encoder
-from camhook.engine.attention import Attentions, Read
-from camhook.engine.copies import Skeleton
+from camhook.adapters.timm import has_forward_head, is_encoder
+from camhook.engine.attention import AttentionCall, AttentionCalls
+from camhook.engine.copies import MetaCopy
 from camhook.engine.points import FeaturePoint, shapes_of
 from camhook.errors import LayoutError, UnsupportedModelError
 
-__all__ = ["Attention", "Event", "Trace", "trace"]
+__all__ = ["Event", "Trace", "TracedAttention", "trace"]
 
 
 _CANDIDATES = 6  # how far back from the logits a pooled tensor is looked for
@@ -25,7 +25,7 @@ _CANDIDATES = 6  # how far back from the logits a pooled tensor is looked for
 
 @dataclass(frozen=True)
 class Event:
-    """One tensor that went into or came out of a module, and its version count at that moment."""
+    """One tensor at the input or output of a module, and its version counter at that moment."""
 
     point: FeaturePoint
     tensor: Tensor
@@ -42,17 +42,17 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """One attention call.
+class TracedAttention:
+    """One attention call, as shapes.
 
     Attributes
     ----------
     index
-        Which attention call of the forward pass it is.
+        Its number among the attention calls of the forward pass.
     queries
-        How many rows read.
+        How many queries there are.
     values
-        Shape of what they read, (B, heads, keys, d).
+        Shape of the values, (B, heads, keys, d).
     modules
         The modules that were running, outermost first, each with the shapes of the sequences (B, length, C) that it was
         given.
@@ -69,25 +69,39 @@ class Attention:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward on the meta device told."""
+    """One forward pass on the meta device.
 
-    skeleton: Skeleton
+    Attributes
+    ----------
+    meta_copy
+        The copy that was run.
+    events
+        The tensors at inputs and outputs of modules, in order.
+    attentions
+        The attention calls, in order.
+    outputs
+        What each module returned, as shapes.
+    finished
+        The modules' names, one per call, in the order in which the calls ended.
+    begun
+        How many calls had ended when each module was first called.
+    features
+        What ``forward_features`` returned, or None for a model that has no such method.
+    """
+
+    meta_copy: MetaCopy
     events: tuple[Event, ...]
-    attentions: tuple[Attention, ...]
+    attentions: tuple[TracedAttention, ...]
     outputs: dict[str, Any]
-    """What each module gave, as shapes."""
     finished: tuple[str, ...]
-    """The modules' names, one for each call, in the order in which they were done."""
     begun: dict[str, int]
-    """How many calls were done when each module was first called."""
     features: Any
-    """What ``forward_features`` returned, or None for a model that has no such method."""
     has_forward_head: bool
     inputs: Tensor
     output: Any
 
     def done_before(self, points: Sequence[FeaturePoint]) -> tuple[str, ...]:
-        """Return the outermost modules that have done all their work when the first of these points is reached."""
+        """Return the outermost modules whose last call has ended when the first of these points is reached."""
 
         def reached(point: FeaturePoint) -> int:
             return self.begun[point.module] if point.side == "input" else self.finished.index(point.module) + 1
@@ -98,7 +112,7 @@ class Trace:
         return tuple(name for name in done if not any(name.startswith(f"{other}.") for other in done))
 
     def candidates(self, target_layer: str | None = None) -> Iterator[Event]:
-        """Yield the points a map could be read from, best first.
+        """Yield the tensors that a map could be read from, best first.
 
         First what ``forward_head`` is given, then tensors within the head, last one first. For a model without that
         split, every spatial tensor from the last one back.
@@ -110,23 +124,19 @@ class Trace:
         if isinstance(self.features, Tensor):
             tensors.insert(0, self.features)
         last_first = list({id(tensor): tensor for tensor in tensors}.values())
-        noted = {id(event.tensor) for event in self.events}
-        yield from (self._where(tensor) for tensor in last_first[:_CANDIDATES] if id(tensor) in noted)
+        seen = {id(event.tensor) for event in self.events}
+        yield from (self._event_of(tensor) for tensor in last_first[:_CANDIDATES] if id(tensor) in seen)
 
-    def _where(self, tensor: Tensor) -> Event:
-        """Return the module that gives this tensor (the last to finish), or else the first that is given it."""
+    def _event_of(self, tensor: Tensor) -> Event:
+        """Return where a tensor is the output of a module (the last to finish), else the input of one (the first)."""
         events = [e for e in self.events if e.tensor is tensor]
-        made = [e for e in events if e.point.side == "output" and not (e.in_head and tensor is self.features)]
-        return made[-1] if made else events[0]
+        outputs = [e for e in events if e.point.side == "output" and not (e.in_head and tensor is self.features)]
+        return outputs[-1] if outputs else events[0]
 
     def _of_layer(self, target_layer: str) -> Iterator[Event]:
+        """Yield the last tensor at a layer of that name."""
         name = target_layer.removeprefix("input of ")
         side = "output" if name == target_layer else "input"
-        if name not in dict(self.skeleton.module.named_modules()):
-            raise LayoutError(
-                f"target_layer={target_layer!r}: the model has no module of that name. "
-                "Expected one of the names that model.named_modules() lists."
-            )
         found = [e for e in self.events if e.point.module == name and e.point.side == side]
         if not found:
             raise LayoutError(
@@ -137,17 +147,17 @@ class Trace:
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
-    """Run a skeleton of the model once on a meta tensor and note what each module was given and gave.
+    """Run a meta copy of the model once and note the inputs and outputs of each module.
 
     Raises
     ------
     UnsupportedModelError
         If the forward pass cannot be run on the meta device.
     """
-    skeleton = Skeleton(model)
-    bones = skeleton.module
+    meta_copy = MetaCopy(model)
+    module = meta_copy.module
     events: list[Event] = []
-    attentions: list[Attention] = []
+    attentions: list[TracedAttention] = []
     running: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
     outputs: dict[str, Any] = {}
     calls: Counter[str] = Counter()
@@ -162,7 +172,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
             events.append(Event(FeaturePoint(name, side, call), value, value._version, in_head))
 
     handles = []
-    for name, module in bones.named_modules():
+    for name, each in module.named_modules():
 
         def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             note(name, "input", calls[name], args[:1])
@@ -177,21 +187,21 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
             outputs[name] = shapes_of(output)
             finished.append(name)
 
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after))
+        handles.append(each.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(each.register_forward_hook(after))
 
-    def attention(read: Read) -> None:
-        shape = tuple(read.values.shape)
-        attentions.append(Attention(read.index, read.queries, shape, tuple(running), read.is_module))
+    def attention(call: AttentionCall) -> None:
+        shape = tuple(call.values.shape)
+        attentions.append(TracedAttention(call.index, call.queries, shape, tuple(running), call.is_module))
 
-    runs: Any = bones
-    split = callable(getattr(bones, "forward_features", None)) and callable(getattr(bones, "forward_head", None))
+    runs: Any = module
+    split = has_forward_head(module)
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), Attentions(attention):
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), AttentionCalls(attention):
             inputs = torch.empty(input_shape, dtype=torch.float64, device="meta")
-            features = runs.forward_features(inputs) if split or is_encoder(bones) else None
+            features = runs.forward_features(inputs) if split or is_encoder(module) else None
             in_head = split
-            output = [features] if is_encoder(bones) else runs.forward_head(features) if split else runs(inputs)
+            output = [features] if is_encoder(module) else runs.forward_head(features) if split else runs(inputs)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError, AttributeError) as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} could not be traced with an input of shape {input_shape}: {error}. "
@@ -201,4 +211,15 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         for handle in handles:
             handle.remove()
     marked = tuple(replace(e, point=replace(e.point, overwritten=e.tensor._version != e.version)) for e in events)
-    return Trace(skeleton, marked, tuple(attentions), outputs, tuple(finished), begun, features, split, inputs, output)
+    return Trace(
+        meta_copy=meta_copy,
+        events=marked,
+        attentions=tuple(attentions),
+        outputs=outputs,
+        finished=tuple(finished),
+        begun=begun,
+        features=features,
+        has_forward_head=split,
+        inputs=inputs,
+        output=output,
+    )

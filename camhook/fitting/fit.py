@@ -23,13 +23,14 @@ from camhook.fitting.items import Indexed, Stream
 from camhook.fitting.learning import Frozen, learner, sizes_of
 from camhook.fitting.outcome import outcome, preprocessing_of
 from camhook.fitting.passes import go_through
+from camhook.fitting.probe import Probe
 from camhook.fitting.reports import FitReport
 from camhook.fitting.solving import place_for_rows, solve
 from camhook.fitting.statistics import Statistics
 from camhook.fitting.tally import Tally
 
 if TYPE_CHECKING:
-    from camhook.probed import ProbedModel
+    from camhook.engine.reader import ModelReader
 
 __all__ = ["fit"]
 
@@ -39,7 +40,7 @@ Path = str | os.PathLike[str]
 
 
 def fit(
-    cam: ProbedModel,
+    cam: ModelReader,
     data: Any,
     *,
     targets: Literal["labels", "logits"] = "labels",
@@ -65,7 +66,7 @@ def fit(
     cache: Path | None = None,
     max_skipped: float = 0.05,
     progress: bool = True,
-) -> FitReport:
+) -> tuple[FitReport, Probe]:
     """Fit a linear probe on the pooled features of a frozen model, and make it the CAM's probe.
 
     One pass over the images. Nothing of the model changes. Under torch.distributed the ranks share the images, none
@@ -171,7 +172,7 @@ def fit(
     frozen = Frozen(cam, pool, autocast, channels_last)
     num_features, num_logits, replaced = sizes_of(frozen, source, first, targets)
     weighing = (class_weight, sample_weight)
-    goal = goal_of(num_logits, cam.model_class_names, source, first, targets, class_names, num_classes, *weighing)
+    goal = goal_of(num_logits, cam.class_names, source, first, targets, class_names, num_classes, *weighing)
     fingerprint = backbone_fingerprint(cam.model)
     device = frozen.device if frozen.device.type == "cuda" else torch.device("cpu")
     ranks, size = Ranks.of_process_group(device), source.size
@@ -221,11 +222,11 @@ def fit(
         started = time.perf_counter()
         solution = solve(rows, statistics, goal, ranks, penalty, standardize, device)
         solve_seconds = time.perf_counter() - started
-    report, cam.probe = outcome(
+    report, probe = outcome(
         cam, pool, solver, goal, statistics, solution, done, fingerprint, replaced=replaced, solve_seconds=solve_seconds
     )
     _log.info("measured on %d images held out", report.fidelity.images)
-    return report
+    return report, probe
 
 
 def _check(targets: str, solver: str, penalty: Any, max_skipped: float, holdout: float) -> None:

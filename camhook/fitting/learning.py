@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camhook.engine.features import run_encoder
 from camhook.engine.hooks import evaluating, hooked
-from camhook.engine.outputs import check_tensor, size_of
+from camhook.engine.inputs import check_tensor, size_of
 from camhook.errors import CamhookError
 from camhook.fitting.batches import Batch
 from camhook.fitting.caches import FeatureCache
@@ -19,7 +19,7 @@ from camhook.fitting.items import Pooled, Source
 from camhook.fitting.tally import Tally
 
 if TYPE_CHECKING:
-    from camhook.probed import ProbedModel
+    from camhook.engine.reader import ModelReader
 
 __all__ = ["Frozen", "head_parameters", "learner", "sizes_of"]
 
@@ -37,7 +37,7 @@ class Frozen:
     device, num_features
     """
 
-    def __init__(self, cam: ProbedModel, pool: str, autocast: torch.dtype | None, channels_last: bool) -> None:
+    def __init__(self, cam: ModelReader, pool: str, autocast: torch.dtype | None, channels_last: bool) -> None:
         self._cam, self._pool, self._autocast = cam, pool, autocast
         self._format = torch.channels_last if channels_last else torch.preserve_format
         self._like = next((p for p in cam.model.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -70,10 +70,10 @@ class Frozen:
             source, returned = self._cam.pooled(images, self._pool, inference=inference)
         self._seen.add(size)
         if not self.has_head(images):
-            return source.full, None
+            return source.value, None
         with torch.inference_mode(False), torch.no_grad():
             logits = self._cam.logits_of(returned)
-            return source.full, (logits.clone() if logits.is_inference() else logits).float()
+            return source.value, (logits.clone() if logits.is_inference() else logits).float()
 
 
 def learner(

@@ -14,13 +14,13 @@ from camhook.fitting.solvers import Solution
 from camhook.fitting.statistics import Statistics
 
 if TYPE_CHECKING:
-    from camhook.probed import ProbedModel
+    from camhook.engine.reader import ModelReader
 
 __all__ = ["outcome", "preprocessing_of"]
 
 
 def outcome(
-    cam: ProbedModel,
+    cam: ModelReader,
     pool: str,
     solver: str,
     goal: Goal,
@@ -72,7 +72,7 @@ def outcome(
     return report, Probe(solution.weight, solution.bias, info)
 
 
-def preprocessing_of(cam: ProbedModel) -> dict[str, Any]:
+def preprocessing_of(cam: ModelReader) -> dict[str, Any]:
     """Return timm's preprocessing dictionary for the model's images; empty if it is not known."""
     config = {} if cam.preprocessing is None else cam.preprocessing.config
     return {name: value for name, value in config.items() if name != "is_training"}

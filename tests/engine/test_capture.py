@@ -168,7 +168,7 @@ def test_scripted_models_are_refused() -> None:
 
 
 class RoundTheLayer(nn.Module):
-    """What the head reads comes round the layer that is named."""
+    """A skip connection bypasses the layer that is named."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,5 +187,7 @@ def test_a_map_that_costs_a_second_pass_is_not_captured() -> None:
     cam, images = camhook.wrap(model, input_size=(64, 64), target_layer="block"), torch.randn(2, 3, 64, 64)
     assert cam.describe().forward_passes == 2
     assert cam(images).exact.all()
-    with pytest.raises(UnsupportedModelError, match="something comes round block, so that this map costs a second"):
+    with pytest.raises(
+        UnsupportedModelError, match="a skip connection bypasses block, so that this map costs a second"
+    ):
         cam.capture().__enter__()

@@ -191,7 +191,7 @@ class Residual(nn.Module):
 def test_skips_come_round_a_branch_and_cost_a_pass() -> None:
     model = jittered(Residual())
     description, _ = explained(model, SIZE)
-    assert (description.target_layer, description.forward_passes) == ("stem", 1)  # nothing comes round this one
+    assert (description.target_layer, description.forward_passes) == ("stem", 1)  # nothing bypasses this one
     description, result = explained(model, SIZE, target_layer="second")
     assert description.forward_passes == 2
     features, _ = features_and_slopes(model, "second", photos(SIZE))

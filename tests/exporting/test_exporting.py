@@ -36,7 +36,9 @@ def wrapped(name: str, **options: Any) -> camhook.CAM:
 
 def images(cam: camhook.CAM, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(count)
-    return torch.randn(count, cam.in_chans, *cam.plan_for(cam.describe().input_size).input_size, generator=generator)
+    return torch.randn(
+        count, cam.reader.in_chans, *cam.reader.plan_for(cam.describe().input_size).input_size, generator=generator
+    )
 
 
 def assert_same(found: Any, result: camhook.CAMResult, within: float = 1e-4) -> None:

@@ -76,7 +76,7 @@ def a_photo(image: Tensor) -> Image.Image:
 def pooled() -> tuple[Tensor, Tensor]:
     images, labels = digits()
     cam = wrapped()
-    return torch.cat([cam.pooled(part)[0].full for part in images.split(50)]), labels
+    return torch.cat([cam.reader.pooled(part)[0].value for part in images.split(50)]), labels
 
 
 def a_cache() -> FeatureCache:
@@ -140,7 +140,7 @@ def test_hugging_face_data() -> None:
 def test_same_numbers_as_scikit_learn() -> None:
     images, labels = digits()
     cam = wrapped()
-    pooled = torch.cat([cam.pooled(part)[0].full for part in images.split(50)]).double().numpy()
+    pooled = torch.cat([cam.reader.pooled(part)[0].value for part in images.split(50)]).double().numpy()
     hashes = sample_hash(range(300))
     inside = hashes >= np.uint64(int(0.1 * 2**64))
     for weights in (None, np.linspace(0.5, 2, 300)):
@@ -200,7 +200,7 @@ def test_own_head_of_a_small_model_is_found() -> None:
     cam = camhook.wrap(own, input_size=(64, 64))
     report = cam.fit(digits(600)[0], targets="logits", penalty=[0.0, 1e-9, 1.0], progress=False)
     assert cam.probe is not None
-    varying = cam.pooled(digits(600)[0])[0].full.std(0) > 1e-4
+    varying = cam.reader.pooled(digits(600)[0])[0].value.std(0) > 1e-4
     torch.testing.assert_close(cam.probe.weight[:, varying], own.fc.weight[:, varying], rtol=0.02, atol=0.02)
     assert report.fidelity.r2 == pytest.approx(1, abs=1e-4)
     assert report.fidelity.agreement == 1
@@ -318,7 +318,7 @@ def test_balanced_classes() -> None:
         fitted(data, class_weight="balanced", num_classes=10)
     data.targets = labels[keep].tolist()  # type: ignore[attr-defined]
     cam = wrapped()
-    threes, scores = cam.pooled(images[labels == 3])[0].full, []
+    threes, scores = cam.reader.pooled(images[labels == 3])[0].value, []
     by_hand = keep.sum() / (10 * labels[keep].bincount())
     for weights in (None, "balanced", by_hand):
         scores.append(float(fitted(data, cam, class_weight=weights, penalty=10.0).scores(threes)[:, 3].mean()))
@@ -329,7 +329,7 @@ def test_balanced_classes() -> None:
 def test_parameters_of_the_head_it_stands_in_for() -> None:
     with torch.device("meta"):
         vgg = timm.create_model("vgg11")
-    frozen = Frozen(camhook.wrap(vgg), "gap", None, channels_last=False)
+    frozen = Frozen(camhook.wrap(vgg).reader, "gap", None, channels_last=False)
     assert head_parameters(frozen, torch.zeros(1, 3, 224, 224, device="meta")) == 123_642_856
     assert 1000 * (frozen.num_features + 1) == 513_000
 
