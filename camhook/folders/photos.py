@@ -119,7 +119,7 @@ def settings_of(cam: CAM, selection: Selection, *, probe: Path | None, overlays:
 
 
 def is_done(directory: Path, photo: Photo, settings: dict[str, Any]) -> bool:
-    """Tell whether a manifest of these settings and of the unchanged photo is there, and all files that it names."""
+    """Return whether a manifest of these settings and of the unchanged photo is there, and all files that it names."""
     try:
         found = json.loads((directory / f"{photo.name}.json").read_bytes())
     except (OSError, ValueError):

@@ -140,6 +140,17 @@ def test_pt2_file_is_loaded_without_camhook(tmp_path: Path) -> None:
     cam.export(path, 4)  # its own files are replaced
 
 
+def test_a_file_that_gives_something_else_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cam = wrapped("test_resnet")
+    path = cam.export(tmp_path / "model.pt2", 3).path
+    before = path.read_bytes()
+    monkeypatch.setattr("camhook.exporting.files._ALLOWED", -1.0)  # so that no file passes
+    with pytest.raises(UnsupportedModelError, match="misses its own logits and maps"):
+        cam.export(path, 4)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+
+
 def test_metadata_say_how_to_run_the_file(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     cam = wrapped("test_resnet")
@@ -185,6 +196,7 @@ class _Choosing(nn.Module):
         ({"target": 5000}, TargetError, "5000"),
         ({"target": [[1], [2]]}, TargetError, "A target is a class index or name"),
         ({"target": 1, "topk": 2}, TargetError, "Pass one of them"),
+        ({"target": "all", "topk": 2}, TargetError, "Pass one of them"),
         ({"topk": 0}, TargetError, "topk=0"),
         ({"method": "nothing"}, CamhookError, "nothing"),
     ],

@@ -23,8 +23,7 @@ import camhook
 from camhook.cli import check as checks
 from camhook.cli.loading import load_model
 from camhook.cli.main import main
-from camhook.distributed import Ranks
-from camhook.errors import CamhookError, OutputError
+from camhook.errors import OutputError
 from camhook.folders import explaining, writing
 from camhook.folders import photos as photo_records
 from camhook.folders.photos import Photo, list_photos, remove_partial_files, stamp
@@ -195,30 +194,30 @@ def broken_photos(folder: Path) -> dict[str, str]:
     (folder / "text.jpg").write_text("no photo")
     (folder / "locked.png").write_bytes(whole)
     (folder / "locked.png").chmod(0)
-    told = {"short.jpg": "cut short", "cut.png": "cut short", "empty.png": "0 bytes", "text.jpg": "not an image"}
-    return told if os.access(folder / "locked.png", os.R_OK) else told | {"locked.png": "Permission denied"}
+    reasons = {"short.jpg": "cut short", "cut.png": "cut short", "empty.png": "0 bytes", "text.jpg": "not an image"}
+    return reasons if os.access(folder / "locked.png", os.R_OK) else reasons | {"locked.png": "Permission denied"}
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_broken_photos_are_listed_and_tried_again(
     workers: str, photos: Path, options: list[str | Path], tmp_path: Path
 ) -> None:
-    told = broken_photos(photos)
+    reasons = broken_photos(photos)
     arguments = ["explain", photos, tmp_path / "vanished.png", *options, "--workers", workers, "--no-overlays"]
-    told["vanished.png"] = "there is no such file"
+    reasons["vanished.png"] = "there is no such file"
     for _ in range(2):
         result = run(*arguments)
         assert result.exit_code == 1
         listed = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
         assert listed[0].startswith("# camhook")
-        assert len(listed) == 1 + len(told)
-        for name, reason in told.items():
+        assert len(listed) == 1 + len(reasons)
+        for name, reason in reasons.items():
             assert any(name in line and reason in line for line in listed[1:]), (name, listed)
             assert name in result.output.split("skipped:")[1]
     assert "already" in result.output
-    good = 7 + ("locked.png" not in told)
+    good = 7 + ("locked.png" not in reasons)
     assert len(manifests(tmp_path / "out")) == good
-    assert f"Explained 0 of {good + len(told)} photos, {good} were done already" in result.output
+    assert f"Explained 0 of {good + len(reasons)} photos, {good} were done already" in result.output
 
 
 def test_mended_photos_are_no_longer_listed(photos: Path, options: list[str | Path], tmp_path: Path) -> None:
@@ -245,10 +244,10 @@ def test_a_photo_that_changes_meanwhile_is_skipped(photos: Path, tmp_path: Path,
     with WriterPool(Writer(tmp_path, {}, overlays=True, overwrite=False), 0) as writers:
         seen = stamp(photo.path)
         os.utime(photo.path, (1, 1))
-        (told,) = writers.write(cam(photo.path), [photo], [seen])
+        (changed,) = writers.write(cam(photo.path), [photo], [seen])
         photo.path.unlink()
         (gone,) = writers.write(cam(photos / "photo001.png"), [photo], [seen])
-    assert "changed or removed" in told.reason
+    assert "changed or removed" in changed.reason
     assert "no such file" in gone.reason
     assert not manifests(tmp_path)
 
@@ -267,7 +266,7 @@ def children(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Tell whether a process runs; one that is dead and not yet buried does not."""
+    """Return whether a process runs; a zombie does not."""
     found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return bool(found.stdout.strip()) and not found.stdout.startswith("Z")
 
@@ -282,7 +281,7 @@ def gone(pids: list[int], seconds: float = 30) -> bool:
 def stopped_half_way(
     arguments: list[str | Path], out: Path, how: signal.Signals, done: int
 ) -> tuple[int, str, list[int]]:
-    """Run, stop when so many photos are done; return the exit status, what was said and the workers there were."""
+    """Run, stop when this many photos are done; return the exit status, what was said and the workers there were."""
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs pass on that it be ignored
     try:
@@ -401,39 +400,6 @@ def test_torchrun_lets_every_rank_finish(options: list[str | Path], tmp_path: Pa
     assert "Rank 1 of 2: Explained 4 of 4 photos" in found.stdout
     assert len(manifests(tmp_path / "out")) == 7
     assert "photo000.png" in (tmp_path / "out" / "skipped-0-of-2.txt").read_text()
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, (0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (3, 4)),
-        ({"RANK": "4", "WORLD_SIZE": "4"}, None),
-        ({"WORLD_SIZE": "4"}, None),
-        ({"RANK": "one"}, None),
-    ],
-)
-def test_ranks_of_the_environment(environment: dict[str, str], expected: tuple[int, int] | None) -> None:
-    if expected is None:
-        with pytest.raises(CamhookError, match="in the environment"):
-            Ranks.from_environment(environment)
-        return
-    ranks = Ranks.from_environment(environment)
-    assert (ranks.rank, ranks.world) == expected
-
-
-def test_shares_are_all_of_it_and_have_nothing_in_common() -> None:
-    items = list(range(11))
-    shares = [Ranks(rank, 4).of(items) for rank in range(4)]
-    assert sorted(item for share in shares for item in share) == items
-
-
-def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(CamhookError, match=r"--device .* cannot be used: .*Pass cpu, cuda"):
-        Ranks().device_for("cuda:99")
-    with pytest.raises(CamhookError, match="cannot be used"):
-        Ranks().device_for("tpu-of-mine")
-    assert Ranks(local_rank=1).device_for("cpu") == "cpu"
 
 
 def test_names_are_unique_and_photos_come_once(tmp_path: Path) -> None:
