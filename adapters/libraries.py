@@ -115,7 +115,7 @@ def class_names(model: nn.Module, data_config: Any = None, *, num_classes: int |
     data_config
         What preprocessing was given; a member of a torchvision weights enum names the classes too, and comes first.
     num_classes
-        Take only names of so many classes: a fine-tuned model keeps its weights' preprocessing, not their classes.
+        Skip answers with another number of names: a fine-tuned model keeps its weights' preprocessing, not their classes.
 
     Examples
     --------
@@ -145,14 +145,3 @@ def model_name(model: nn.Module) -> str:
     'Linear'
     """
     return timm.architecture(model) or type(model).__name__
-
-
-# Earlier names, until their callers have moved.
-def class_names_of(given: Any) -> dict[int, str]:
-    """Return the class names, by index, that come with torchvision weights or with a transformers model."""
-    return torchvision.class_names(given) or transformers.class_names(given)
-
-
-def image_size_of(model: nn.Module) -> tuple[int, int] | None:
-    """Return the (height, width) that a transformers or torchvision model was configured for, if it says so."""
-    return torchvision.input_size(model) or transformers.input_size(model)

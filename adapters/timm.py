@@ -156,8 +156,7 @@ def is_from_module(name: str) -> Callable[[nn.Module], bool]:
     return lambda model: any(kind.__module__ == f"timm.models.{name}" for kind in type(model).__mro__)
 
 
-# Earlier names, until their callers have moved.
-own_config, head_names = data_config, head_modules
+head_names = head_modules  # earlier names, until fitting/ has moved to `head_modules` and `libraries.model_name`
 
 
 def model_name(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Which classes to explain: from what a user says, by index or by name, to a tensor of indices."""
+"""Class names, and the indices of the classes to explain, given by index or by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from camhook.errors import TargetError
 from camhook.suggestions import hint
@@ -20,7 +20,7 @@ class ClassNames:
     Parameters
     ----------
     names
-        One name a class, in order or by index. A name may hold synonyms, separated by commas: ``"tabby, tabby cat"``.
+        One name per class, in order or by index. A name may hold synonyms, separated by commas: ``"tabby, tabby cat"``.
 
     Examples
     --------
@@ -32,25 +32,6 @@ class ClassNames:
     def __init__(self, names: Sequence[str] | Mapping[int, str] = ()) -> None:
         items = names.items() if isinstance(names, Mapping) else enumerate(names)
         self._names = {int(index): str(name) for index, name in items}
-
-    @classmethod
-    def of_model(cls, model: nn.Module) -> ClassNames:
-        """Return the names that come with a timm model: its own, or ImageNet's where the number of classes says so."""
-        config = getattr(model, "pretrained_cfg", None)
-        if not isinstance(config, dict):
-            return cls()
-        if config.get("label_names"):
-            described = config.get("label_descriptions") or {}
-            return cls([described.get(name, name) for name in config["label_names"]])
-        from timm.data import ImageNetInfo, infer_imagenet_subset
-
-        if config.get("num_classes") != getattr(model, "num_classes", None):
-            return cls()  # the head was replaced: its classes are the user's
-        subset = infer_imagenet_subset(model)
-        if subset is None:
-            return cls()
-        info = ImageNetInfo(subset)
-        return cls([info.index_to_description(index) for index in range(info.num_classes())])
 
     def __len__(self) -> int:
         return len(self._names)
@@ -91,9 +72,9 @@ def resolve_targets(target: Any, topk: int | None, logits: Tensor, names: ClassN
     ----------
     target
         None (the predicted class), ``"all"``, a class (index or name) for every image, a list or 1-d tensor of one
-        class an image, a list of lists or (B, T) tensor of several.
+        class per image, a list of lists or (B, T) tensor of several per image.
     topk
-        The so many classes with the highest logits, instead of a target.
+        How many classes, those with the highest logits, instead of a target.
     logits
         The model's, (B, K).
 
@@ -121,7 +102,7 @@ def resolve_targets(target: Any, topk: int | None, logits: Tensor, names: ClassN
     if len(rows) != batch:
         raise TargetError(
             f"{len(rows)} targets were given for {batch} image{'s' * (batch != 1)}. Pass one class for all, a list of "
-            "one class an image, or a list of lists for several classes an image (for one image: [[281, 282]])."
+            "one class per image, or a list of lists for several classes per image (for one image: [[281, 282]])."
         )
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or 0 in lengths:
@@ -133,7 +114,7 @@ def resolve_targets(target: Any, topk: int | None, logits: Tensor, names: ClassN
 
 
 def class_index(item: Any, count: int, names: ClassNames) -> int:
-    """Return the index of a class given by index or name, of so many.
+    """Return the index of a class given by index or name; ``count`` is the number of classes.
 
     Raises
     ------

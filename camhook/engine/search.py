@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from camhook.adapters.base import Adapter, Layout, adapters, shares_stride
-from camhook.adapters.timm import has_no_head, model_name
+from camhook.adapters.libraries import has_no_head, model_name
 from camhook.decompose.linear_tail import Run
 from camhook.engine.class_tokens import TokenPath
 from camhook.engine.copies import RandomParameters

@@ -90,11 +90,11 @@ def test_split_and_join(axes: Literal["NCHW", "NHWC", "NLC"], num_prefix_tokens:
         "NHWC": cells.permute(0, 2, 3, 1),
         "NLC": torch.cat((prefix, torch.einsum("bchw->bhwc", cells).reshape(2, 20, 3)), 1),
     }[axes]
-    positions, rest = layout.split(features, (4, 5))
+    positions, prefix_tokens = layout.split(features, (4, 5))
     assert torch.equal(positions, cells)
-    assert (rest is None) == (num_prefix_tokens == 0)
-    assert rest is None or torch.equal(rest, prefix)
-    assert torch.equal(layout.join(positions, rest), features)
+    assert (prefix_tokens is None) == (num_prefix_tokens == 0)
+    assert prefix_tokens is None or torch.equal(prefix_tokens, prefix)
+    assert torch.equal(layout.join(positions, prefix_tokens), features)
 
 
 def test_later_adapters_are_asked_first(registry: dict[str, Adapter]) -> None:

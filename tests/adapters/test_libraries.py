@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
+import camhook
 from camhook.adapters import libraries
 from camhook.adapters import timm as timms
 from camhook.adapters.data_config import as_pair
@@ -51,6 +52,12 @@ def test_input_size_of_other_libraries() -> None:
     assert libraries.input_size(configured(image_size=[32, 48])) == (32, 48)
     assert libraries.input_size(configured(vision_config=SimpleNamespace(image_size=40))) == (40, 40)
     assert libraries.input_size(torchvision.models.resnet18()) is None
+
+
+def test_a_data_config_without_a_size_takes_the_models() -> None:
+    given = {key: CONFIG[key] for key in ("mean", "std")}
+    cam = camhook.wrap(timm.create_model("test_resnet"), data_config=given)
+    assert cam.describe().input_size == (160, 160)
 
 
 @pytest.mark.parametrize(
