@@ -115,7 +115,7 @@ def class_names(model: nn.Module, data_config: Any = None, *, num_classes: int |
     data_config
         What preprocessing was given; a member of a torchvision weights enum names the classes too, and comes first.
     num_classes
-        Skip answers with another number of names: a fine-tuned model keeps its weights' preprocessing, not their classes.
+        Skip names of another number of classes: a fine-tuned model keeps its weights' preprocessing, not their names.
 
     Examples
     --------
