@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from camhook.drawing.montage import Panel, montage
 from camhook.drawing.overlay import Photo, signed_overlay
+from camhook.drawing.text import draw_text
 
 __all__ = ["Term", "anatomy"]
 
@@ -65,10 +66,8 @@ def anatomy(photo: Photo, terms: Sequence[Term], total: Term, *, offset: float, 
         weight = "" if term.weight is None else f"w = {term.weight:+.3g}  ·  "
         panels.append(Panel(part, term.label, (f"{weight}adds {term.score:+.2f}",), "=" if len(panels) == 1 else "+"))
     tile = Image.new("RGB", picture.size, (242, 242, 242))
-    font = ImageFont.load_default(max(tile.size) / 8)
-    ImageDraw.Draw(tile).text(
-        (tile.width / 2, tile.height / 2), f"{round(offset, 2) + 0.0:+.2f}", fill=_INK, font=font, anchor="mm"
-    )
+    middle, value = (tile.width / 2, tile.height / 2), f"{round(offset, 2) + 0.0:+.2f}"
+    draw_text(ImageDraw.Draw(tile), middle, value, size=max(tile.size) / 8, fill=_INK, anchor="mm")
     panels.append(Panel(tile, "offset", ("belongs to no position",), "+" if terms else "="))
     panels.append(Panel(whole, total.label, (logit,), "="))
 

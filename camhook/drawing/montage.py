@@ -1,18 +1,16 @@
-"""Lay pictures out with captions: rows of panels, a legend, and CAM's own equation drawn as a picture."""
+"""Figures of several pictures: rows of captioned panels, and the colour bar."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageOps
 
 from camhook.drawing.overlay import colorize
+from camhook.drawing.text import draw_text, text_block
 from camhook.errors import CamhookError
-
-Ink = tuple[int, ...]
 
 _INK, _MUTED = (25, 25, 25), (112, 112, 112)
 
@@ -71,8 +69,8 @@ def montage(
     columns = max(map(len, rows))
     inner = columns * column + (columns - 1) * gap
 
-    heading = _written([(title, round(1.4 * em), ink, 3)], inner, paper)
-    closing = _written([(footer, em - 1, muted, 8)], inner, paper)
+    heading = text_block([(title, round(1.4 * em), ink, 3)], inner, paper)
+    closing = text_block([(footer, em - 1, muted, 8)], inner, paper)
     placed = [(left, margin, heading)]  # (x, y, picture), from top to bottom
     marks = []  # (x, y, sign), at the middle of the gaps
     y = margin + heading.height + (round(0.5 * em) if title else 0)
@@ -81,7 +79,7 @@ def montage(
         for number, (panel, picture) in enumerate(zip(row, fitted, strict=True)):
             x, below = left + number * (column + gap), y + picture.height
             texts = [(panel.title, em, ink, 2), *((line, em - 1, muted, 2) for line in panel.lines)]
-            caption = _written(texts, column, paper)
+            caption = text_block(texts, column, paper)
             placed += [(x, y, picture), (x, below + round(0.4 * em), caption)]
             marks.append((x - gap / 2, middle, panel.sign))
             bottom = max(bottom, below + (round(0.4 * em) + caption.height if caption.height else 0))
@@ -92,9 +90,9 @@ def montage(
     page = Image.new("RGB", (left + inner + margin, bottom + margin), paper)
     for x, y, picture in placed:
         page.paste(picture, (x, y))
-    sheet, large = ImageDraw.Draw(page), ImageFont.load_default(1.8 * em)
+    sheet = ImageDraw.Draw(page)
     for center, middle, sign in marks:
-        sheet.text((center, middle), sign, fill=muted, font=large, anchor="mm")
+        draw_text(sheet, (center, middle), sign, size=1.8 * em, fill=muted, anchor="mm")
     return page
 
 
@@ -114,44 +112,8 @@ def color_bar(width: int, height: int, *, scale: float, colormap: str = "turbo",
     ramp = np.linspace(0, 1, width)[None].repeat(height - text, axis=0)
     page = Image.new("RGB", (width, height), "white")
     page.paste(Image.fromarray(colorize(ramp, scale=float(scale > 0), colormap=colormap)))
-    sheet, font = ImageDraw.Draw(page), ImageFont.load_default(0.75 * text)
-    numbers = [("0", 0, "ls"), (f"{scale / 2:.3g}", width / 2, "ms"), (f"{scale:.3g} {_plain(unit)}", width, "rs")]
+    sheet = ImageDraw.Draw(page)
+    numbers = [("0", 0, "ls"), (f"{scale / 2:.3g}", width / 2, "ms"), (f"{scale:.3g} {unit}", width, "rs")]
     for number, x, anchor in numbers if scale > 0 else [("no positive evidence", 0, "ls")]:
-        sheet.text((x, height - 0.2 * text), number, fill=_INK, font=font, anchor=anchor)
+        draw_text(sheet, (x, height - 0.2 * text), number, size=0.75 * text, fill=_INK, anchor=anchor)
     return page
-
-
-def _written(texts: Sequence[tuple[str, int, Ink, int]], width: int, paper: Ink) -> Image.Image:
-    """Write (text, size, ink, most lines) one below the other, on paper that is just high enough."""
-    lines = [
-        (line, size, ink)
-        for text, size, ink, most in texts
-        for line in _lines(_plain(text).split(), ImageFont.load_default(size), width, most)
-    ]
-    page = Image.new("RGB", (width, sum(round(1.35 * size) for _, size, _ in lines)), paper)
-    sheet, y = ImageDraw.Draw(page), 0
-    for line, size, ink in lines:
-        sheet.text((0, y), line, fill=ink, font=ImageFont.load_default(size), anchor="la")
-        y += round(1.35 * size)
-    return page
-
-
-def _lines(
-    words: list[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int
-) -> Iterator[str]:
-    for number in range(1, most + 1):
-        if not words:
-            return
-        taken = 1
-        while taken < len(words) and font.getlength(" ".join(words[: taken + 1])) <= width:
-            taken += 1
-        line, words = " ".join(words[:taken]), words[taken:]
-        line += "…" if words and number == most else ""
-        while font.getlength(line) > width and len(line) > 1:
-            line = line.rstrip("…")[:-1] + "…"
-        yield line
-
-
-def _plain(text: str) -> str:
-    """Strip accents: PIL's built-in font has little more than ASCII and draws boxes instead."""
-    return "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))

@@ -7,7 +7,6 @@ positive evidence draws as such and is never stretched into a picture. Colours o
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageColor, ImageDraw
 
 from camhook.errors import CamhookError, DependencyError
+from camhook.suggestions import hint
 
 Photo = Image.Image | npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.uint8]
@@ -80,8 +80,7 @@ def colorize(map: npt.ArrayLike, *, scale: float, colormap: str = "turbo") -> Pi
     values, cv2 = _checked_map(map), opencv()
     known = sorted(name[9:].lower() for name in dir(cv2) if name.startswith("COLORMAP_"))
     if colormap not in known:
-        near = difflib.get_close_matches(str(colormap).lower(), known) or known
-        raise CamhookError(f"Found colormap {colormap!r}, expected an OpenCV colour map; try {', '.join(near)}.")
+        raise CamhookError(f"Found colormap {colormap!r}, expected an OpenCV colour map. {hint(str(colormap), known)}")
     ramp = np.arange(256, dtype=np.uint8)[:, None]
     palette = cv2.applyColorMap(ramp, getattr(cv2, f"COLORMAP_{colormap.upper()}"))[:, 0, ::-1]  # OpenCV gives BGR
     colors: Pixels = palette[np.rint(255 * _strength(values, scale)).astype(np.uint8)]

@@ -7,16 +7,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from skimage import measure
 
 from camhook.drawing import anatomy, montage
 from camhook.drawing import overlay as drawing
 from camhook.drawing.anatomy import Term
 from camhook.drawing.montage import Panel
+from camhook.drawing.text import draw_text
 from camhook.errors import CamhookError, DependencyError
 
 NAN = float("nan")
@@ -351,14 +353,55 @@ def test_captions_are_wrapped_then_shortened() -> None:
         return montage.montage([[Panel(black(), "word " * words)]], cell=(200, 200)).height
 
     assert height(0) < height(1) < height(9) == height(900)
-    whole, cut = (montage.montage([[Panel(black(), "two words " * n)]], cell=(200, 200)) for n in (5, 6))
+    whole, cut = (montage.montage([[Panel(black(), "three words " * n)]], cell=(200, 200)) for n in (4, 5))
     assert whole.size == cut.size
     assert ink(cut)[-60:].sum() > ink(whole)[-60:].sum()  # an ellipsis more
 
 
-def test_letters_that_the_font_lacks_lose_their_accents() -> None:
+def written(text: str) -> Image.Image:
+    """A line of text on a picture of fixed size."""
+    picture = Image.new("RGB", (300, 60), "white")
+    draw_text(ImageDraw.Draw(picture), (20, 20), text, size=20, fill=(0, 0, 0))
+    return picture
+
+
+def boxed(count: int) -> bytes:
+    """What DejaVu Sans draws for characters that it does not have: boxes."""
+    picture = Image.new("RGB", (300, 60), "white")
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 20)
+    ImageDraw.Draw(picture).text((20, 20), "\U0010fffd" * count, fill=(0, 0, 0), font=font, anchor="la")
+    return picture.tobytes()
+
+
+def test_accents_and_other_scripts_are_drawn() -> None:
     accented, plain = (montage.montage([[Panel(black(), title)]]) for title in ("Crème brûlée", "Creme brulee"))
-    assert accented.tobytes() == plain.tobytes()
+    assert accented.tobytes() != plain.tobytes()
+    for characters in ("éeßs", "αβγΩ", "жшяИ"):
+        pictures = {written(character).tobytes() for character in characters}
+        assert len(pictures) == len(characters)
+        assert not pictures & {boxed(1), written("\N{REPLACEMENT CHARACTER}").tobytes(), written("").tobytes()}
+    letter, accent = "e", "\N{COMBINING ACUTE ACCENT}"
+    assert written(letter + accent).tobytes() == written("é").tobytes()
+
+
+def test_what_dejavu_lacks_comes_from_another_font_or_shows_as_replaced() -> None:
+    position, private = "\N{POSITION INDICATOR}", "\U0010fffd"  # the first is in STIX, which matplotlib ships too
+    replaced = written("a\N{REPLACEMENT CHARACTER}b").tobytes()
+    assert written(f"a{private}b").tobytes() == replaced != boxed(3)
+    found = written(f"a{position}b")
+    assert found.tobytes() not in (replaced, boxed(3), written("ab").tobytes(), written("a b").tobytes())
+    around = np.asarray(written("a"))[:, :32]
+    assert np.array_equal(np.asarray(found)[:, :32], around)  # on the same baseline, in the first font
+
+
+@pytest.mark.parametrize("anchor", ["la", "ms", "rs", "mm"])
+def test_text_stands_where_its_anchor_says(anchor: str) -> None:
+    ours, pillows = (Image.new("RGB", (300, 60), "white") for _ in range(2))
+    draw_text(ImageDraw.Draw(ours), (150, 30), "Grüße 3", size=20, fill=(0, 0, 0), anchor=anchor)
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 20)
+    ImageDraw.Draw(pillows).text((150, 30), "Grüße 3", fill=(0, 0, 0), font=font, anchor=anchor)
+    ends = [(found.min(1), found.max(1)) for found in (np.stack(np.nonzero(ink(p))) for p in (ours, pillows))]
+    assert np.abs(np.array(ends[0]) - np.array(ends[1])).max() <= 1
 
 
 def test_text_shows_on_any_background() -> None:
@@ -404,7 +447,7 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(options, panels=[panel for row in rows for panel in row], lengths=[len(row) for row in rows])
         return draw(rows, **options)
 
-    monkeypatch.setattr(montage, "montage", spy)
+    monkeypatch.setattr(anatomy, "montage", spy)
     return seen
 
 
