@@ -70,8 +70,8 @@ def compare(
         missing = "PHOTOS" if not photos else "--model" if name is None else "--output"
         raise click.UsageError(f"{missing} is missing. `camhook compare --list` lists methods and metrics.")
     from camhook import wrap
-    from camhook.comparison.asked import chosen_methods
     from camhook.comparison.comparing import compare as run
+    from camhook.comparison.methods import chosen_methods
 
     files = list(photo_files(photos))
     wanted = _names(methods)
@@ -158,7 +158,7 @@ def _names(given: str | None) -> str | list[str] | None:
 
 
 def _listing() -> str:
-    from camhook.comparison.attributions import METHODS
+    from camhook.comparison.methods import METHODS
     from camhook.metrics import METRICS
 
     width = max(map(len, (*METHODS, *METRICS)))

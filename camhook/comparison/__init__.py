@@ -1,24 +1,19 @@
-"""camhook's maps beside Captum's attributions, measured, in tables, pictures and a page."""
+"""Comparison of attribution methods: camhook's maps and Captum's attributions, measured by the same metrics."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from camhook.comparison.comparing import compare
-    from camhook.comparison.table import Comparison
+    from camhook.comparison.comparing import Comparison, compare
 
 __all__ = ["Comparison", "compare"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import Captum when a comparison is first asked for, and not with each of this package's files."""
-    if name == "compare":
-        from camhook.comparison.comparing import compare
+    """Import Captum when a comparison is first asked for, and not with each module of this package."""
+    if name in __all__:
+        from camhook.comparison import comparing
 
-        return compare
-    if name == "Comparison":
-        from camhook.comparison.table import Comparison
-
-        return Comparison
+        return getattr(comparing, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

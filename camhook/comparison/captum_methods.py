@@ -1,208 +1,206 @@
-"""How each explanation is computed, by Captum or by camhook: subject, images, target and options to maps.
+"""Attribution methods as functions of a subject, images and a target: Captum's, camhook's own, and controls.
 
-Images (B, C, H, W) are on the model's device and may be changed; target is (B,). Attributions of single pixels are
-added up over the colour channels. Captum's own errors pass.
+Each takes a subject, images (B, C, H, W) on the model's device, which it may change, a target (B,), and options of its
+own; `camhook.comparison.methods.METHODS` says what it computes. Captum's layer methods get a channel-first view of the
+features: they take dimension 1 for channels, which is wrong for (B, h, w, C) and for tokens and raises no error.
+Attributions of pixels are summed over colour channels. Captum's own errors pass.
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from captum import attr
 from torch import Tensor
 from torch.nn import functional as F
 
-from camhook.comparison.subjects import Subject, viewing
-from camhook.comparison.superpixels import grid_cells, segment_areas
+from camhook.comparison.segments import grid_cells, segment_areas
+from camhook.comparison.subjects import Subject, channel_first
 from camhook.engine.inputs import size_of
-from camhook.metrics.controls import gaussian_maps, random_maps
+from camhook.metrics import gaussian_maps, random_maps
+
+__all__ = ["Attribution", "gradient", "layer_grad_cam"]
 
 
-class Attributed(NamedTuple):
-    """What a method gives for some images."""
+@dataclass(frozen=True)
+class Attribution:
+    """Attribution maps of B images.
+
+    Attributes
+    ----------
+    maps : Tensor (B, H, W)
+        Signed, at the images' size.
+    total, offset : Tensor (B,), optional
+        Sum of the attributions, and what is attributed to no position (for a method with a baseline, the baseline's
+        logit), for methods by which the two add up to the logit.
+    delta : Tensor (B,), optional
+        Captum's convergence delta.
+    """
 
     maps: Tensor
-    """(B, H, W), signed, at the size of the images."""
     total: Tensor | None = None
-    """(B,): what the map adds up to, where the method claims that this and the offset make the logit."""
     offset: Tensor | None = None
-    """(B,): what belongs to no position; for a method with a baseline, the baseline's logit."""
     delta: Tensor | None = None
-    """(B,): Captum's own convergence delta."""
+
+
+def gradient(subject: Subject, images: Tensor, target: Tensor) -> Tensor:
+    """Return the gradient of the target's logit with respect to the images, (B, C, H, W)."""
+    found: Tensor = attr.Saliency(subject.classifier).attribute(images.requires_grad_(), target, abs=False)
+    return found
 
 
 def layer_grad_cam(subject: Subject, images: Tensor, target: Tensor) -> Tensor:
     """Return Captum's LayerGradCam (B, h, w), signed, of the channel-first view of the features."""
-    size = size_of(images)
-    with viewing(subject.scorer, subject.features(images, target), size) as view:
-        found: Tensor = attr.LayerGradCam(subject.scorer, view).attribute(images.requires_grad_(), target)
+    with channel_first(subject.classifier, subject.features(images, target), size_of(images)) as view:
+        found: Tensor = attr.LayerGradCam(subject.classifier, view).attribute(images.requires_grad_(), target)
     return found[:, 0].detach()
 
 
-def _gradient(subject: Subject, images: Tensor, target: Tensor) -> Tensor:
-    """Return the target logit's gradient with respect to the images, (B, C, H, W)."""
-    found: Tensor = attr.Saliency(subject.scorer).attribute(images.requires_grad_(), target, abs=False)
-    return found
+def cam(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    found = subject.explain(images, target)
+    maps = found.maps[:, 0]
+    return Attribution(_upsampled(maps, images), total=maps.mean((1, 2)), offset=found.offset[:, 0])
 
 
-def _enlarged(maps: Tensor, images: Tensor) -> Tensor:
-    return F.interpolate(maps[:, None].double(), size_of(images), mode="bilinear", align_corners=False)[:, 0]
+def cam_rivals(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    return Attribution(_upsampled(subject.explain(images, target, "rivals").maps[:, 0], images))
 
 
-def cam(subject: Subject, images: Tensor, target: Tensor, contrast: str | None = None) -> Attributed:
-    """Return camhook's own map."""
-    result = subject.cam(images, target.tolist(), contrast=contrast)
-    maps = _enlarged(result.maps[:, 0], images)
-    return Attributed(maps) if contrast else Attributed(maps, result.maps[:, 0].mean((1, 2)), result.offset[:, 0])
+def grad_cam(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    return Attribution(_upsampled(layer_grad_cam(subject, images, target), images))
 
 
-def cam_rivals(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return camhook's map less the mean of the strongest rivals' maps."""
-    return cam(subject, images, target, "rivals")
+def saliency(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    return Attribution(gradient(subject, images, target).abs().sum(1))
 
 
-def grad_cam(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return LayerGradCam, enlarged to the images."""
-    return Attributed(_enlarged(layer_grad_cam(subject, images, target), images))
+def input_x_gradient(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    return Attribution(attr.InputXGradient(subject.classifier).attribute(images.requires_grad_(), target).sum(1))
 
 
-def saliency(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return the absolute gradient."""
-    return Attributed(_gradient(subject, images, target).abs().sum(1))
-
-
-def plain_gradient(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return the gradient, signed."""
-    return Attributed(_gradient(subject, images, target).sum(1))
-
-
-def input_x_gradient(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return input times gradient."""
-    return Attributed(attr.InputXGradient(subject.scorer).attribute(images.requires_grad_(), target).sum(1))
-
-
-def integrated_gradients(subject: Subject, images: Tensor, target: Tensor, n_steps: int) -> Attributed:
-    """Return integrated gradients from the baseline."""
-    found, delta = attr.IntegratedGradients(subject.scorer).attribute(
-        images, subject.reference(images), target, n_steps=n_steps,
+def integrated_gradients(subject: Subject, images: Tensor, target: Tensor, n_steps: int = 32) -> Attribution:
+    found, delta = attr.IntegratedGradients(subject.classifier).attribute(
+        images, subject.baseline(images), target, n_steps=n_steps,
         internal_batch_size=subject.batch_size, return_convergence_delta=True,
     )  # fmt: skip
-    return _summed(subject, images, target, found, delta)
+    return _with_baseline(subject, images, target, found.double().sum(1), delta=delta)
 
 
-def deep_lift(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return DeepLift from the baseline."""
-    found, delta = attr.DeepLift(subject.scorer).attribute(
-        images, subject.reference(images).contiguous(), target, return_convergence_delta=True
+def deep_lift(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    found, delta = attr.DeepLift(subject.classifier).attribute(
+        images, subject.baseline(images).contiguous(), target, return_convergence_delta=True
     )
-    return _summed(subject, images, target, found, delta)
+    return _with_baseline(subject, images, target, found.double().sum(1), delta=delta)
 
 
-def gradient_shap(subject: Subject, images: Tensor, target: Tensor, n_samples: int, stdevs: float) -> Attributed:
-    """Return gradient SHAP, in rounds of so many samples as memory is to hold."""
+def gradient_shap(
+    subject: Subject, images: Tensor, target: Tensor, n_samples: int = 16, stdevs: float = 0.09
+) -> Attribution:
     total = torch.zeros_like(images)
     for start in range(0, n_samples, subject.batch_size):
         count = min(subject.batch_size, n_samples - start)
-        total += count * attr.GradientShap(subject.scorer).attribute(
-            images, subject.reference(images).contiguous(), count, stdevs, target
+        total += count * attr.GradientShap(subject.classifier).attribute(
+            images, subject.baseline(images).contiguous(), count, stdevs, target
         )
-    return _summed(subject, images, target, total / n_samples)
+    return _with_baseline(subject, images, target, (total / n_samples).double().sum(1))
 
 
-def smooth_grad(subject: Subject, images: Tensor, target: Tensor, n_samples: int, noise: float) -> Attributed:
-    """Return the absolute mean gradient of noisy copies."""
-    tunnel = attr.NoiseTunnel(attr.Saliency(subject.scorer))
-    found = tunnel.attribute(
+def smooth_grad(
+    subject: Subject, images: Tensor, target: Tensor, n_samples: int = 16, noise: float = 0.15
+) -> Attribution:
+    found = attr.NoiseTunnel(attr.Saliency(subject.classifier)).attribute(
         images, nt_type="smoothgrad", nt_samples=n_samples, nt_samples_batch_size=subject.batch_size,
         stdevs=noise * float(images.max() - images.min()), target=target, abs=False,
     )  # fmt: skip
-    return Attributed(found.abs().sum(1))
+    return Attribution(found.abs().sum(1))
 
 
-def guided_backprop(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return guided backpropagation."""
-    return Attributed(attr.GuidedBackprop(subject.scorer).attribute(images.requires_grad_(), target).sum(1))
+def guided_backprop(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    return Attribution(attr.GuidedBackprop(subject.classifier).attribute(images.requires_grad_(), target).sum(1))
 
 
-def guided_grad_cam(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return guided Grad-CAM."""
-    with viewing(subject.scorer, subject.features(images, target), size_of(images)) as view:
-        guided = attr.GuidedGradCam(subject.scorer, view)
+def guided_grad_cam(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    with channel_first(subject.classifier, subject.features(images, target), size_of(images)) as view:
+        guided = attr.GuidedGradCam(subject.classifier, view)
         found = guided.attribute(images.requires_grad_(), target, interpolate_mode="bilinear")
-    return Attributed(found.sum(1))
+    return Attribution(found.sum(1))
 
 
-def lrp(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return layer-wise relevance propagation by Captum's default rules."""
-    found = attr.LRP(subject.scorer).attribute(images.requires_grad_(), target).sum(1)
-    return Attributed(found, found.sum((1, 2)), torch.zeros(len(found)))
+def lrp(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    found = attr.LRP(subject.classifier).attribute(images.requires_grad_(), target).sum(1)
+    return Attribution(found, total=found.sum((1, 2)), offset=torch.zeros(len(found)))
 
 
-def occlusion(subject: Subject, images: Tensor, target: Tensor, stride: int | None) -> Attributed:
-    """Return occlusion by windows of the size of a grid's cell."""
+def occlusion(subject: Subject, images: Tensor, target: Tensor, stride: int | None = None) -> Attribution:
     channels, *size = images.shape[1:]
-    grid_cells((size[0], size[1]), cells=subject.cells)  # says so if the images are too small
+    grid_cells((size[0], size[1]), cells=subject.cells)  # raises if the images are too small
     window = [-(-side // subject.cells) for side in size]
     strides = [stride or max(side // 2, 1) for side in window]
-    found = attr.Occlusion(subject.scorer).attribute(
-        images, (channels, *window), (channels, *strides), subject.reference(images), target,
+    found = attr.Occlusion(subject.classifier).attribute(
+        images, (channels, *window), (channels, *strides), subject.baseline(images), target,
         perturbations_per_eval=subject.batch_size,
     )  # fmt: skip
-    return Attributed(found[:, 0])
+    return Attribution(found[:, 0])
 
 
-def _by_parts(subject: Subject, images: Tensor, target: Tensor, made: Any, claims: bool, **options: Any) -> Attributed:
-    """Explain the parts of an image: each pixel gets its part's value, as it is."""
-    parts = subject.parts(images)
-    maps = made(subject.scorer).attribute(
-        images, baselines=subject.reference(images), target=target, feature_mask=parts[:, None],
+def feature_ablation(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    return Attribution(_by_segment(attr.FeatureAblation, subject, images, target))
+
+
+def lime(subject: Subject, images: Tensor, target: Tensor, n_samples: int = 128) -> Attribution:
+    return Attribution(_by_segment(attr.Lime, subject, images, target, n_samples=n_samples))
+
+
+def kernel_shap(subject: Subject, images: Tensor, target: Tensor, n_samples: int = 128) -> Attribution:
+    maps = _by_segment(attr.KernelShap, subject, images, target, n_samples=n_samples)
+    return _with_baseline(subject, images, target, maps, areas=segment_areas(subject.feature_mask(images)))
+
+
+def shapley_value_sampling(subject: Subject, images: Tensor, target: Tensor, n_samples: int = 4) -> Attribution:
+    maps = _by_segment(attr.ShapleyValueSampling, subject, images, target, n_samples=n_samples)
+    return _with_baseline(subject, images, target, maps, areas=segment_areas(subject.feature_mask(images)))
+
+
+def random(
+    subject: Subject, images: Tensor, target: Tensor, *, grid_size: tuple[int, int] | None = None
+) -> Attribution:
+    # Seeded by each image's content, so that the noise of an image does not depend on its batch.
+    seeds = [zlib.crc32(image.detach().cpu().numpy().tobytes()) + subject.seed for image in images]
+    return Attribution(torch.cat([random_maps(1, size_of(images), grid=grid_size, seed=seed) for seed in seeds]))
+
+
+def random_coarse(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    return random(subject, images, target, grid_size=subject.grid_size(size_of(images)))
+
+
+def gaussian(subject: Subject, images: Tensor, target: Tensor) -> Attribution:
+    return Attribution(gaussian_maps(len(images), size_of(images)))
+
+
+def _upsampled(maps: Tensor, images: Tensor) -> Tensor:
+    return F.interpolate(maps[:, None].double(), size_of(images), mode="bilinear", align_corners=False)[:, 0]
+
+
+def _with_baseline(
+    subject: Subject,
+    images: Tensor,
+    target: Tensor,
+    maps: Tensor,
+    *,
+    areas: Tensor | float = 1.0,
+    delta: Tensor | None = None,
+) -> Attribution:
+    """Add the total and the baseline's logit, which add up to the image's logit."""
+    return Attribution(maps, (maps / areas).sum((1, 2)), subject.baseline_logits(images, target), delta)
+
+
+def _by_segment(captum: Any, subject: Subject, images: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """Run a Captum method that removes segments: each pixel gets the attribution of its whole segment, (B, H, W)."""
+    found: Tensor = captum(subject.classifier).attribute(
+        images, baselines=subject.baseline(images), target=target, feature_mask=subject.feature_mask(images)[:, None],
         perturbations_per_eval=subject.batch_size, **options,
     )[:, 0]  # fmt: skip
-    if not claims:
-        return Attributed(maps)
-    return Attributed(maps, (maps / segment_areas(parts)).sum((1, 2)), subject.baseline_scores(images, target))
-
-
-def feature_ablation(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return what the logit loses with each part."""
-    return _by_parts(subject, images, target, attr.FeatureAblation, False)
-
-
-def shapley(subject: Subject, images: Tensor, target: Tensor, n_samples: int) -> Attributed:
-    """Return sampled Shapley values of the parts."""
-    return _by_parts(subject, images, target, attr.ShapleyValueSampling, True, n_samples=n_samples)
-
-
-def kernel_shap(subject: Subject, images: Tensor, target: Tensor, n_samples: int) -> Attributed:
-    """Return Kernel SHAP of the parts."""
-    return _by_parts(subject, images, target, attr.KernelShap, True, n_samples=n_samples)
-
-
-def lime(subject: Subject, images: Tensor, target: Tensor, n_samples: int) -> Attributed:
-    """Return LIME of the parts."""
-    return _by_parts(subject, images, target, attr.Lime, False, n_samples=n_samples)
-
-
-def _summed(subject: Subject, images: Tensor, target: Tensor, found: Tensor, delta: Tensor | None = None) -> Attributed:
-    maps = found.double().sum(1)
-    return Attributed(maps, maps.sum((1, 2)), subject.baseline_scores(images, target), delta)
-
-
-def random(subject: Subject, images: Tensor, target: Tensor, grid: tuple[int, int] | None = None) -> Attributed:
-    """Return noise that hangs on each bit of an image, so that it is another for the next image, whatever the batch."""
-    size = size_of(images)
-    seeds = [zlib.crc32(image.detach().cpu().numpy().tobytes()) + subject.seed for image in images]
-    return Attributed(torch.cat([random_maps(1, size, grid=grid, seed=seed) for seed in seeds]))
-
-
-def random_coarse(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return noise on a grid as coarse as camhook's map."""
-    grid = subject.cam.reader.plan_for(size_of(images)).grid_size
-    return random(subject, images, target, grid)
-
-
-def gaussian(subject: Subject, images: Tensor, target: Tensor) -> Attributed:
-    """Return a centred Gaussian."""
-    return Attributed(gaussian_maps(len(images), size_of(images)))
+    return found

@@ -1,4 +1,4 @@
-"""Write a comparison: page, rows, numbers, figure."""
+"""Files of a comparison: HTML report, CSV of the rows, JSON of all numbers, PNG figure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from camhook.comparison.attributions import METHODS
+from camhook.comparison.methods import METHODS
 from camhook.comparison.report import page
-from camhook.comparison.table import Comparison
+from camhook.comparison.table import ComparisonTable
 from camhook.errors import OutputError
 from camhook.files import SOFTWARE, check_overwrite, save_png, write_bytes
 from camhook.metrics import METRICS
@@ -24,14 +24,14 @@ _HEADER = ["method", "metric", "better", "mean", "low", "high", "n", "seconds_pe
 _FILES = ("report.html", "table.csv", "comparison.json", "figure.png")
 
 
-def save(found: Comparison, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
-    """Write a comparison; see `Comparison.save`."""
+def save(table: ComparisonTable, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
+    """Write a comparison to files; see `camhook.Comparison.save`."""
     target = Path(path)
     if target.suffix.lower() in _WRITERS and not target.is_dir():
         files = [target]
     elif target.suffix and not target.is_dir():
         endings = ", ".join(_WRITERS)
-        raise OutputError(f"{target}: a path that ends in {endings}, or a directory was expected. Choose one of those.")
+        raise OutputError(f"Found the path {target}, expected one that ends in {endings}, or a directory.")
     else:
         files = [target / name for name in _FILES]
     check_overwrite(files, overwrite=overwrite, kind=",".join(_HEADER))
@@ -40,34 +40,34 @@ def save(found: Comparison, path: str | os.PathLike[str], *, overwrite: bool = F
     except OSError as error:
         raise OutputError(f"The directory {files[0].parent} cannot be made: {error}. Choose another path.") from error
     for file in files:
-        _WRITERS[file.suffix.lower()](found, file)
+        _WRITERS[file.suffix.lower()](table, file)
     return [str(file) for file in files]
 
 
-def as_csv(found: Comparison) -> str:
-    """Return the rows as CSV, with a header."""
+def as_csv(table: ComparisonTable) -> str:
+    """Return the rows as CSV with a header; what is undefined or was not measured is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_HEADER)
-    for row in found.rows():
+    for row in table.rows():
         better = "higher" if METRICS[row.metric].higher_is_better else "lower"
         numbers = ["" if math.isnan(value) else repr(value) for value in (row.mean, row.low, row.high)]
-        cost = [repr(found.seconds[row.method]), "" if found.memory[row.method] is None else found.memory[row.method]]
+        cost = [repr(table.seconds[row.method]), table.memory[row.method]]  # csv writes None as an empty cell
         writer.writerow([row.method, row.metric, better, *numbers, row.n, *cost, METHODS[row.method].is_control])
     return text.getvalue()
 
 
-def as_dict(found: Comparison) -> dict[str, Any]:
-    """Return all numbers, remarks and settings in plain types."""
-    agreement = found.agreement
+def as_dict(table: ComparisonTable) -> dict[str, Any]:
+    """Return all numbers, notes and settings as types of JSON."""
+    agreement = table.agreement
     return {
         "software": SOFTWARE,
-        "versions": dict(found.versions),
-        "model": found.model,
-        "settings": dict(found.settings),
+        "versions": dict(table.versions),
+        "model": table.model,
+        "settings": dict(table.settings),
         "images": [
             {"name": name, "class": label, "confidence": confidence}
-            for name, label, confidence in zip(found.images, found.classes, found.confidence, strict=True)
+            for name, label, confidence in zip(table.images, table.classes, table.confidence, strict=True)
         ],
         "methods": {
             name: {
@@ -75,24 +75,24 @@ def as_dict(found: Comparison) -> dict[str, Any]:
                 "definition": METHODS[name].definition,
                 "source": METHODS[name].source,
                 "control": METHODS[name].is_control,
-                "seconds_per_image": found.seconds[name],
-                "peak_bytes": found.memory[name],
-                "notes": list(found.notes[name]),
-                "values": {each: values.tolist() for each, values in found.values[name].items()},
+                "seconds_per_image": table.seconds[name],
+                "peak_bytes": table.memory[name],
+                "notes": list(table.notes[name]),
+                "values": {each: values.tolist() for each, values in table.values[name].items()},
             }
-            for name in found.methods
+            for name in table.methods
         },
-        "failures": dict(found.failures),
+        "failures": dict(table.failures),
         "metrics": {
             name: {
                 "definition": METRICS[name].definition,
                 "source": METRICS[name].source,
                 "higher_is_better": METRICS[name].higher_is_better,
             }
-            for name in found.metrics
+            for name in table.metrics
         },
         "rows": [
-            {key: None if value != value else value for key, value in row._asdict().items()} for row in found.rows()
+            {key: None if value != value else value for key, value in row._asdict().items()} for row in table.rows()
         ],
         "agreement": {
             "methods": list(agreement.methods),
@@ -102,20 +102,9 @@ def as_dict(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _html(found: Comparison, path: Path) -> None:
-    write_bytes(path, page(found).encode())
-
-
-def _csv(found: Comparison, path: Path) -> None:
-    write_bytes(path, as_csv(found).encode())
-
-
-def _json(found: Comparison, path: Path) -> None:
-    write_bytes(path, json.dumps(as_dict(found), indent=1, allow_nan=False).encode())
-
-
-def _png(found: Comparison, path: Path) -> None:
-    save_png(found.figure(), path, overwrite=True)
-
-
-_WRITERS: dict[str, Callable[[Comparison, Path], None]] = {".html": _html, ".csv": _csv, ".json": _json, ".png": _png}
+_WRITERS: dict[str, Callable[[ComparisonTable, Path], None]] = {
+    ".html": lambda table, path: write_bytes(path, page(table).encode()),
+    ".csv": lambda table, path: write_bytes(path, as_csv(table).encode()),
+    ".json": lambda table, path: write_bytes(path, json.dumps(as_dict(table), indent=1, allow_nan=False).encode()),
+    ".png": lambda table, path: save_png(table.figure(), path, overwrite=True),
+}

@@ -1,93 +1,188 @@
-"""Run one explanation after the other on the same images, and measure each by all metrics."""
+"""Measuring attribution methods on the same images by the same metrics, with time and GPU memory."""
 
 from __future__ import annotations
 
 import inspect
+import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from camhook.comparison.attributions import METHODS, Attributed, attribute
-from camhook.comparison.diagnosis import diagnosed
-from camhook.comparison.metering import metered
-from camhook.comparison.mosaics import Mosaics
-from camhook.comparison.subjects import Scorer, Subject
+from camhook.comparison.attributions import attribute, notes
+from camhook.comparison.captum_methods import Attribution
+from camhook.comparison.methods import METHODS
+from camhook.comparison.metric_inputs import Mosaics
+from camhook.comparison.subjects import LogitsModel, Subject
 from camhook.errors import CamhookError
 from camhook.metrics import Metric
 
-__all__ = ["Measuring"]
+__all__ = ["Cost", "Measured", "Measurement", "MethodError", "metered"]
 
-_KEPT = 64  # batches of maps
+_CACHED = 64  # batches of maps
 
 
-class Measuring:
-    """What is at hand for all methods, and what was found so far."""
+class MethodError(CamhookError):
+    """A method cannot be applied to the model; the message says why."""
+
+
+@dataclass
+class Cost:
+    """Cost of the work in a `metered` block.
+
+    Attributes
+    ----------
+    seconds : float
+        Wall time.
+    peak_bytes : int or None
+        CUDA memory allocated at the peak beyond that at the start; None on other devices, where nothing measures it.
+    """
+
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+
+
+@contextmanager
+def metered(device: torch.device) -> Iterator[Cost]:
+    """Measure time and, on CUDA, peak memory of the block.
+
+    Examples
+    --------
+    >>> with metered(torch.device("cpu")) as cost:
+    ...     _ = torch.zeros(1000)
+    >>> cost.seconds > 0, cost.peak_bytes
+    (True, None)
+    """
+    cost, on_cuda, before = Cost(), device.type == "cuda", 0
+    if on_cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    started = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        if on_cuda:
+            torch.cuda.synchronize(device)
+            cost.peak_bytes = torch.cuda.max_memory_allocated(device) - before
+        cost.seconds = time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Result of one method.
+
+    Attributes
+    ----------
+    maps : Tensor (B, H, W)
+        Float32.
+    values : dict of str to Tensor
+        By metric: (n,), or () for a metric of all images together.
+    seconds : float
+        Per image.
+    peak_bytes : int or None
+        See `Cost`.
+    notes : tuple of str
+    """
+
+    maps: Tensor
+    values: dict[str, Tensor]
+    seconds: float
+    peak_bytes: int | None
+    notes: tuple[str, ...]
+
+
+class Measurement:
+    """Images, targets and metrics by which each method is measured.
+
+    Parameters
+    ----------
+    subject : Subject
+        The model.
+    given : mapping
+        Arguments of the metrics: images, target, and boxes and masks if given.
+    classes : Tensor (B,)
+        The target on the images' device.
+    metrics : sequence of Metric
+    mosaics : Mosaics or None
+        For grid_pointing_game.
+    steps : int
+        Of insertion and deletion.
+    options : mapping
+        By name of a method or metric.
+    """
 
     def __init__(
         self,
         subject: Subject,
+        *,
         given: Mapping[str, Any],
         classes: Tensor,
-        measures: Sequence[Metric],
-        mosaic: Mosaics | None,
+        metrics: Sequence[Metric],
+        mosaics: Mosaics | None,
         steps: int,
         options: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        self.subject, self.given, self.classes, self.measures = subject, given, classes, measures
-        self.mosaic, self.options = mosaic, options
-        ground = subject.reference(given["images"])
-        self.common = {"steps": steps, "batch_size": subject.batch_size, "seed": subject.seed, "baseline": ground}
-        self.maps: dict[str, Tensor] = {}
-        self.values: dict[str, dict[str, Tensor]] = {}
-        self.seconds: dict[str, float] = {}
-        self.memory: dict[str, int | None] = {}
-        self.notes: dict[str, tuple[str, ...]] = {}
-        self.failures: dict[str, str] = {}
+        self.subject, self.given, self.classes, self.metrics = subject, given, classes, metrics
+        self.mosaics, self.options = mosaics, options
+        baseline = subject.baseline(given["images"])
+        self.common = {"steps": steps, "batch_size": subject.batch_size, "seed": subject.seed, "baseline": baseline}
 
-    def measure(self, name: str, done: Callable[[int], object]) -> None:
-        """Run one method and measure it; what does not work is noted."""
+    def measure(self, name: str, done: Callable[[int], object]) -> Measured:
+        """Run one method and measure it; a metric that fails is noted.
+
+        Raises
+        ------
+        MethodError
+            The method cannot be applied to the model.
+        """
         images, own = self.given["images"], self.options.get(name)
-        # Captum refuses a model with whatever error is at hand; a fault of our own is to be seen.
-        refusal: type[Exception] = Exception if METHODS[name].is_captums else CamhookError
+        # Captum rejects a model by any type of error; of camhook's own methods only CamhookErrors are expected.
+        expected: type[Exception] = Exception if METHODS[name].kind == "captum" else CamhookError
         try:
             with metered(images.device) as cost:
                 found = attribute(self.subject, name, images, self.classes, options=own, done=done)
-            notes = list(diagnosed(self.subject, name, images, self.classes, found))
-        except refusal as error:
-            self.failures[name] = _reason(error)
-            self.subject.renew()  # the copy may still carry Captum's hooks
-            return
-        self.maps[name], self.seconds[name] = found.maps.float(), cost.seconds / len(images)
-        self.memory[name], self.values[name] = cost.peak_bytes, {}
-        explain = _remembering(lambda x, t: attribute(self.subject, name, x, t, options=own).maps)
-        unmeasured: dict[str, list[str]] = {}
-        for each in self.measures:
+            remarks = list(notes(self.subject, name, images, self.classes, found))
+        except expected as error:
+            self.subject.renew()
+            raise MethodError(_reason(error)) from error
+        explain = _cached(lambda x, t: attribute(self.subject, name, x, t, options=own).maps)
+        values: dict[str, Tensor] = {}
+        failed: dict[str, list[str]] = {}
+        for each in self.metrics:
             runs_it_again = not {"explain", "explainer", "cells"}.isdisjoint(each.needs)
-            failure: type[Exception] = refusal if runs_it_again else CamhookError
+            failure: type[Exception] = expected if runs_it_again else CamhookError
             try:
                 value = self._value(each, name, found, explain)
             except failure as error:
-                unmeasured.setdefault(_reason(error), []).append(each.name)
+                failed.setdefault(_reason(error), []).append(each.name)
             else:
                 if value is not None:
-                    self.values[name][each.name] = value
+                    values[each.name] = value
             done(1)
-        notes += [f"Could not be measured: {', '.join(names)}. {reason}" for reason, names in unmeasured.items()]
-        self.notes[name] = tuple(notes)
+        remarks += [f"Could not be measured: {', '.join(names)}. {reason}" for reason, names in failed.items()]
+        return Measured(
+            maps=found.maps.float(),
+            values=values,
+            seconds=cost.seconds / len(images),
+            peak_bytes=cost.peak_bytes,
+            notes=tuple(remarks),
+        )
 
-    def _value(self, each: Metric, name: str, found: Attributed, explain: Callable[..., Tensor]) -> Tensor | None:
+    def _value(self, each: Metric, name: str, found: Attribution, explain: Callable[..., Tensor]) -> Tensor | None:
         own = self.options.get(name)
         if each.name == "grid_pointing_game":
-            assert self.mosaic is not None
-            mosaic = self.mosaic
-            maps = attribute(self.subject, name, mosaic.images, mosaic.target, options=own).maps
-            return each({"maps": maps, "cells": mosaic.cells})
+            assert self.mosaics is not None
+            maps = attribute(self.subject, name, self.mosaics.images, self.mosaics.target, options=own).maps
+            return each({"maps": maps, "cells": self.mosaics.cells})
         extra = {key: value for key, value in self.common.items() if key in inspect.signature(each.function).parameters}
-        if each.name == "insertion":
-            del extra["baseline"]
         maps = found.maps
+        if each.name == "insertion":
+            del extra["baseline"]  # it starts from its own blur
         if each.name == "completeness":
             if found.total is None:
                 return None
@@ -95,7 +190,7 @@ class Measuring:
             extra |= {"total": "sum", "offset": found.offset}
         inputs = {
             **self.given,
-            "model": self.subject.scorer,
+            "model": self.subject.classifier,
             "maps": maps,
             "explain": explain,
             "explainer": self._explainer(name, own),
@@ -103,25 +198,25 @@ class Measuring:
         return each(inputs, **{**extra, **self.options.get(each.name, {})})
 
     def _explainer(self, name: str, own: Mapping[str, Any] | None) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-        subjects: dict[int, Subject] = {id(self.subject.scorer): self.subject}
+        subjects: dict[nn.Module, Subject] = {self.subject.classifier: self.subject}
 
         def explainer(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-            assert isinstance(model, Scorer)
-            if id(model) not in subjects:
-                subjects[id(model)] = self.subject.of(model)  # which keeps the model, and so its id
-            return attribute(subjects[id(model)], name, images, target, options=own).maps
+            assert isinstance(model, LogitsModel)
+            if model not in subjects:
+                subjects[model] = self.subject.with_model(model)
+            return attribute(subjects[model], name, images, target, options=own).maps
 
         return explainer
 
 
-def _remembering(explain: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Keep what was explained last: several metrics ask for the same."""
+def _cached(explain: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cache the latest maps, since several metrics explain the same masked images."""
     known: dict[tuple[int, ...], Tensor] = {}
 
     def explained(images: Tensor, target: Tensor) -> Tensor:
         key = (zlib.crc32(images.detach().cpu().contiguous().numpy().tobytes()), len(images), *target.tolist())
         if key not in known:
-            if len(known) > _KEPT:
+            if len(known) > _CACHED:
                 known.clear()
             known[key] = explain(images, target.to(images.device))
         return known[key]
@@ -130,5 +225,5 @@ def _remembering(explain: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tenso
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split()) or "no reason given"
-    return f"{type(error).__name__}: {said if len(said) <= 300 else said[:297] + '...'}"
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"

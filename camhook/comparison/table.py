@@ -1,79 +1,99 @@
-"""What `camhook.compare` gives back: methods side by side, measured, with how sure each number is."""
+"""Results of a comparison: values by method and metric, bootstrap intervals, agreement of maps, and pictures."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from camhook.comparison.attributions import METHODS
-from camhook.drawing import overlay as drawing
+from camhook.comparison.methods import METHODS
 from camhook.drawing.montage import Panel, montage
+from camhook.drawing.overlay import signed_overlay
 from camhook.errors import ImageError
-from camhook.metrics import METRICS
-from camhook.metrics.agreement import rank_correlation, top_overlap
+from camhook.metrics import METRICS, rank_correlation, top_overlap
+from camhook.text_tables import text_table
 
-__all__ = ["Agreement", "Comparison", "Row"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Agreement", "ComparisonTable", "Row"]
 
 _RESAMPLES = 2000
-_SHARE = 0.2  # of the positions, which count as a map's strongest
-_SIDE = 56  # maps are averaged down to this before they are ranked against each other
+_SHARE = 0.2  # of the positions, which count as a map's highest
+_SIDE = 56  # maps are averaged down to this before they are ranked
 
 
 class Row(NamedTuple):
-    """A method's mean on a metric."""
+    """Mean of a metric for a method.
+
+    Attributes
+    ----------
+    mean : float
+        NaN where the method has no value.
+    low, high : float
+        95% bootstrap interval of the mean over images; NaN where there is a single value.
+    n : int
+        Number of images.
+    """
 
     method: str
     metric: str
     mean: float
     low: float
-    """Of the 95% bootstrap interval of the mean over images; NaN where there is one value only."""
     high: float
     n: int
 
 
 class Agreement(NamedTuple):
-    """How alike methods' maps are, mean over images."""
+    """Agreement of the maps of M methods, mean over images.
+
+    Attributes
+    ----------
+    methods : tuple of str
+    spearman : Tensor (M, M)
+        Spearman's rank correlation.
+    overlap : Tensor (M, M)
+        Intersection over union of the highest 20% of the positions.
+    """
 
     methods: tuple[str, ...]
     spearman: Tensor
-    """(M, M): rank correlation."""
     overlap: Tensor
-    """(M, M): intersection over union of the strongest 20%."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
-    """Methods side by side on the same model, images and targets.
+class ComparisonTable:
+    """Attribution methods measured on the same model, images and targets.
 
     Attributes
     ----------
     model, explained : str
-        The model's name, and what camhook found out about it.
+        The model's name, and how camhook reads its map.
     images, classes : tuple of str
-        Each image's name, and the class that was explained.
+        Name and explained class of each image.
     pictures : tuple of PIL.Image.Image
-        What the model saw.
+        The model's inputs.
     confidence : tuple of float
-        The model's probability of that class.
+        Softmax probability of that class.
     metrics : tuple of str
-        What was measured.
+        Names of the metrics.
     maps : dict of str to Tensor
         By method, (B, H, W) at the model's input, signed, in the method's own unit.
     values : dict of str to dict of str to Tensor
         By method and metric: (n,), or () for a metric of all images together.
-    seconds, memory : dict of str
-        By method: seconds an image, and the most bytes needed at a time (None where that cannot be told).
+    seconds : dict of str to float
+        By method, per image.
+    memory : dict of str to int or None
+        By method: peak CUDA memory in bytes beyond that at the start; None on other devices, where it is not measured.
     notes, failures : dict of str
-        By method: remarks, and why a method could not be used.
+        By method: remarks, and why a method could not be applied.
     settings, versions : dict of str to str
     """
 
@@ -95,13 +115,19 @@ class Comparison:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods that worked, controls last."""
+        """Names of the methods that could be applied, controls last."""
         return tuple(self.maps)
 
-    def renamed(self, names: Sequence[str]) -> Comparison:
-        """Return the same with other names for the images."""
+    def renamed(self, names: Sequence[str]) -> Self:
+        """Return a copy with other names of the images.
+
+        Raises
+        ------
+        ImageError
+            There is not one name per image.
+        """
         if len(names) != len(self.images):
-            raise ImageError(f"{len(names)} names were given for {len(self.images)} images.")
+            raise ImageError(f"Found {len(names)} names for {len(self.images)} images, expected one per image.")
         return replace(self, images=tuple(names))
 
     def rows(self) -> list[Row]:
@@ -112,7 +138,7 @@ class Comparison:
         return [self.row(name, each) for name in self.methods for each in self.metrics if each in self.values[name]]
 
     def row(self, method: str, metric: str) -> Row:
-        """Return a method's mean on a metric, NaN where it has none."""
+        """Return the mean of a metric for a method, NaN where it has no value."""
         values = self.values.get(method, {}).get(metric)
         if values is None:
             return Row(method, metric, math.nan, math.nan, math.nan, 0)
@@ -125,19 +151,19 @@ class Comparison:
         return Row(method, metric, mean, float(low), float(high), len(values))
 
     def beats_controls(self, method: str, metric: str) -> bool | None:
-        """Tell whether a method's mean is better than that of every control; None where there is nothing to compare.
+        """Return whether a method's mean is better than that of each control; None if there is nothing to compare.
 
-        A metric on which it is not says nothing for the method.
+        If it is not, the metric says nothing for the method.
         """
         mine = self.row(method, metric).mean
-        theirs = [self.row(name, metric).mean for name in self.methods if METHODS[name].is_control]
-        theirs = [value for value in theirs if not math.isnan(value)]
-        if math.isnan(mine) or not theirs or METHODS[method].is_control:
+        controls = [self.row(name, metric).mean for name in self.methods if METHODS[name].is_control]
+        controls = [value for value in controls if not math.isnan(value)]
+        if math.isnan(mine) or not controls or METHODS[method].is_control:
             return None
-        return mine > max(theirs) if METRICS[metric].higher_is_better else mine < min(theirs)
+        return mine > max(controls) if METRICS[metric].higher_is_better else mine < min(controls)
 
     def best(self, metric: str) -> tuple[str, ...]:
-        """Return the method with the best mean on a metric, or all that share it; controls do not count."""
+        """Return the method with the best mean, or all that share it; controls do not count."""
         rows = [self.row(name, metric) for name in self.methods if not METHODS[name].is_control]
         rows = [row for row in rows if not math.isnan(row.mean)]
         choose = max if METRICS[metric].higher_is_better else min
@@ -146,7 +172,7 @@ class Comparison:
 
     @cached_property
     def agreement(self) -> Agreement:
-        """Rank agreement between methods, on maps averaged down to 56 x 56 positions at most."""
+        """Agreement of the methods' maps, averaged down to 56 x 56 positions at most."""
         names = self.methods
         height, width = next(iter(self.maps.values())).shape[1:]
         size = min(height, _SIDE), min(width, _SIDE)
@@ -159,16 +185,15 @@ class Comparison:
         return Agreement(names, spearman, overlap)
 
     def scale(self, method: str, index: int) -> float:
-        """Return what full colour stands for in a picture: the 99th percentile of the map's absolute values."""
+        """Return the value of full colour in a picture: the 99th percentile of the map's absolute values."""
         return float(self.maps[method][index].abs().flatten().double().quantile(0.99))
 
     def overlay(self, method: str, index: int) -> Image.Image:
-        """Draw a map over what the model saw: red speaks for the class, blue against it."""
-        values = self.maps[method][index].numpy()
-        return drawing.signed_overlay(self.pictures[index], values, scale=self.scale(method, index))
+        """Draw a map over the model's input: red for the class, blue against it."""
+        return signed_overlay(self.pictures[index], self.maps[method][index].numpy(), scale=self.scale(method, index))
 
     def figure(self, *, limit: int = 8) -> Image.Image:
-        """Draw a row for each of the first images: what the model saw, then a column for each method."""
+        """Draw a row for each of the first images: the model's input, then a column for each method."""
         rows = []
         for index in range(min(len(self.images), limit)):
             what = (f"{self.classes[index]}, P {self.confidence[index]:.2f}",)
@@ -177,57 +202,22 @@ class Comparison:
                 scale = f"full colour {self.scale(name, index):.2g}"
                 row.append(Panel(self.overlay(name, index), METHODS[name].title, (scale,)))
             rows.append(row)
-        left = len(self.images) - len(rows)
+        left_out = len(self.images) - len(rows)
         footer = (
-            "Red speaks for the class, blue against it. Each panel has its own scale: full colour is the 99th "
-            "percentile of the map's absolute values, in the method's own unit. "
-            + f"{left} images are not shown."
-            * (left > 0)
+            "Red: for the class. Blue: against it. Each panel has its own scale: full colour is the 99th percentile of "
+            "the map's absolute values, in the method's own unit."
         )
-        return montage(rows, cell=(200, 200), title=f"{self.model}: explanations side by side", footer=footer)
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
-        """Write the comparison.
-
-        Parameters
-        ----------
-        path
-            ``"report.html"``: one page with pictures and tables, which needs nothing else and opens offline; ``.csv``:
-            the rows; ``.json``: all numbers, notes and settings; ``.png``: the figure. A directory: all of them.
-        overwrite
-            Replace files that camhook did not write. Its own are always replaced.
-
-        Returns
-        -------
-        list of str
-            The files written.
-
-        Raises
-        ------
-        OutputError
-            A file is there that camhook did not write, the path cannot be written to, or its ending is unknown.
-        """
-        from camhook.comparison.files import save
-
-        return save(self, path, overwrite=overwrite)
+        footer += f" {left_out} images are not shown." if left_out else ""
+        return montage(rows, cell=(200, 200), title=f"{self.model}: attribution methods compared", footer=footer)
 
     def __repr__(self) -> str:
-        """Print as a table: a method a line, a metric a column."""
-        width = max(len(name) for name in self.methods)
-        heads = [f"{each} {'↑' if METRICS[each].higher_is_better else '↓'}" for each in self.metrics]
-        lines = [
-            f"Comparison of {len(self.methods)} methods on {len(self.images)} images, {self.model}; mean (n as given)"
+        """Return a text table: a row per method, a column per metric."""
+        head = [f"{each} {'↑' if METRICS[each].higher_is_better else '↓'}" for each in self.metrics]
+        means = [[self.row(name, each).mean for each in self.metrics] for name in self.methods]
+        rows = [
+            [name, *("-" if math.isnan(mean) else f"{mean:.3g}" for mean in line), f"{self.seconds[name]:.2f}"]
+            for name, line in zip(self.methods, means, strict=True)
         ]
-        lines.append("  ".join(["".ljust(width), *heads, "s/image"]))
-        for name in self.methods:
-            cells = [
-                _number(self.row(name, each).mean).rjust(len(head))
-                for each, head in zip(self.metrics, heads, strict=True)
-            ]
-            lines.append("  ".join([name.ljust(width), *cells, f"{self.seconds[name]:.2f}".rjust(7)]))
-        lines += [f"not possible: {name}: {reason}" for name, reason in self.failures.items()]
-        return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}"
+        title = f"Comparison of {len(self.methods)} methods on {len(self.images)} images, {self.model}; means"
+        failures = [f"not possible: {name}: {reason}" for name, reason in self.failures.items()]
+        return "\n".join([title, text_table([["", *head, "s/image"], *rows], align="lr"), *failures])

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camhook
-from camhook.comparison.attributions import METHODS, attribute, method
-from camhook.comparison.baselines import reference
+from camhook.comparison.attributions import attribute, notes
+from camhook.comparison.baselines import baseline_function
 from camhook.comparison.captum_methods import layer_grad_cam
-from camhook.comparison.diagnosis import diagnosed
+from camhook.comparison.methods import METHODS, method
+from camhook.comparison.segments import grid_cells, segment_areas, superpixels
 from camhook.comparison.subjects import Subject
-from camhook.comparison.superpixels import grid_cells, segment_areas, superpixels
 from camhook.errors import CamhookError, ImageError
 from camhook.metrics import blurred
 
@@ -171,7 +171,7 @@ class _Squeezed(nn.Module):
 
 def test_what_captum_is_given() -> None:
     model, images = made(), pictures()
-    black = reference(camhook.wrap(model), "black")(images)
+    black = baseline_function("black", camhook.wrap(model).preprocessing)(images)
     seen = subject(model)
     found = attribute(seen, "integrated_gradients", images, TARGET, options={"n_steps": 8})
     expected = attr.IntegratedGradients(model).attribute(images, black, TARGET, n_steps=8).sum(1)
@@ -198,7 +198,7 @@ def test_what_claims_to_add_up_adds_up(name: str, segments: Any) -> None:
     tolerance = 2e-2 if name == "integrated_gradients" else 1e-4
     torch.testing.assert_close(found.total + found.offset, logit, rtol=0, atol=tolerance * float(logit.abs().max()))
     if name != "cam":
-        assert found.offset.allclose(seen.logits(seen.reference(images)).gather(1, TARGET[:, None])[:, 0])
+        assert found.offset.allclose(seen.logits(seen.baseline(images)).gather(1, TARGET[:, None])[:, 0])
 
 
 # What does nothing, or cannot be done
@@ -211,7 +211,7 @@ def test_says_where_guided_backpropagation_is_the_plain_gradient() -> None:
         seen = subject(made(model))
         for name in ("guided_backprop", "guided_grad_cam", "deep_lift"):
             found = attribute(seen, name, images, TARGET)
-            told[model, name] = " ".join(diagnosed(seen, name, images, TARGET, found))
+            told[model, name] = " ".join(notes(seen, name, images, TARGET, found))
     assert "plain gradient" in told["test_convnext", "guided_backprop"]
     assert "GELU" in told["test_convnext", "guided_backprop"]
     assert "guided backpropagation equals the plain gradient" in told["test_convnext", "guided_grad_cam"]
@@ -265,30 +265,32 @@ def test_nothing_of_the_model_changes_even_where_a_method_fails(name: str) -> No
 
 def test_baselines() -> None:
     cam, images = camhook.wrap(made()), pictures()
-    black = reference(cam, "black")(images)
+    black = baseline_function("black", cam.preprocessing)(images)
     assert torch.allclose(black, torch.full_like(black, -1))  # (0 - 0.5) / 0.5
-    assert torch.equal(reference(cam, "zero")(images), torch.zeros_like(images))
-    mean = reference(cam, "mean")(images)
+    assert torch.equal(baseline_function("zero", cam.preprocessing)(images), torch.zeros_like(images))
+    mean = baseline_function("mean", cam.preprocessing)(images)
     torch.testing.assert_close(mean[0, :, 0, 0], images[0].mean((1, 2)))
     assert mean.shape == images.shape
-    torch.testing.assert_close(reference(cam, "blur")(images), blurred(images, kernel_size=19, sigma=SIZE / 22))
+    torch.testing.assert_close(
+        baseline_function("blur", cam.preprocessing)(images), blurred(images, kernel_size=19, sigma=SIZE / 22)
+    )
     colour = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
-    assert reference(cam, colour)(images)[1, :, 5, 7].tolist() == [1, 2, 3]
-    assert reference(cam, 0.5)(images).unique().tolist() == [0.5]
+    assert baseline_function(colour, cam.preprocessing)(images)[1, :, 5, 7].tolist() == [1, 2, 3]
+    assert baseline_function(0.5, cam.preprocessing)(images).unique().tolist() == [0.5]
 
 
 def test_bad_baselines() -> None:
     cam = camhook.wrap(made())
     with pytest.raises(CamhookError, match="Did you mean black"):
-        reference(cam, "blak")
+        baseline_function("blak", cam.preprocessing)
     with pytest.raises(ImageError, match=r"shape \(5,\)"):
-        reference(cam, torch.zeros(5))(pictures())
+        baseline_function(torch.zeros(5), cam.preprocessing)(pictures())
     unknown = camhook.wrap(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), input_size=(8, 8)
     )
     with pytest.raises(CamhookError, match="What black is"):
-        reference(unknown, "black")
-    assert reference(unknown, "zero")(pictures()).abs().max() == 0
+        baseline_function("black", unknown.preprocessing)
+    assert baseline_function("zero", unknown.preprocessing)(pictures()).abs().max() == 0
 
 
 def test_parts() -> None:

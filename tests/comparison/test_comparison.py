@@ -24,11 +24,10 @@ from torch import Tensor, nn
 import camhook
 from camhook import metrics
 from camhook.cli.compare import compare as command
-from camhook.comparison import compare
-from camhook.comparison.metering import metered
-from camhook.comparison.mosaics import confident_mosaics
+from camhook.comparison import Comparison, compare
+from camhook.comparison.measuring import metered
+from camhook.comparison.metric_inputs import confident_mosaics
 from camhook.comparison.subjects import Subject
-from camhook.comparison.table import Comparison
 from camhook.errors import CamhookError, ImageError, OutputError, TargetError
 
 SIZE = 48
@@ -308,7 +307,7 @@ def test_a_model_of_one_size_gets_small_mosaics() -> None:
         ({"target": [0, 1, 2]}, TargetError, "3 targets were given for 2 images"),
         ({"labels": [0]}, TargetError, "1 targets were given for 2 images"),
         ({"target": 77}, TargetError, "Class 77 does not exist"),
-        ({"target": [[0, 1], [1, 2]]}, TargetError, "2 targets an image, expected one"),
+        ({"target": [[0, 1], [1, 2]]}, TargetError, "2 targets per image, expected one"),
         ({"baseline": "blakc"}, CamhookError, "Did you mean black"),
         ({"segments": "squares"}, CamhookError, "expected 'grid' or 'superpixels'"),
         ({"cells": 50}, CamhookError, "grid of 50 x 50 cells for images of 48 x 48"),

@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 from test_comparison import colours, squares
 
-from camhook.comparison import compare
-from camhook.comparison.attributions import METHODS
+from camhook.comparison import Comparison, compare
+from camhook.comparison.methods import METHODS
 from camhook.comparison.report import page
-from camhook.comparison.table import Comparison
 from camhook.metrics import METRICS
 
 
