@@ -344,8 +344,8 @@ class CAM:
 
     def _explained(self, images: Tensor, method: str | None, secant_dtype: torch.dtype | None = None) -> Explanation:
         """Run the model once and decompose its logits, or a probe's scores."""
-        plan = self.reader.plan_for(size_of(images))
-        if explains_probe(self._probe, method or self.method, has_head=plan.head is not None):
+        has_head = self._probe is None or self.reader.plan_for(size_of(images)).head is not None
+        if explains_probe(self._probe, method or self.method, has_head=has_head):
             return probe_explanation(self.reader, self._probe, images)
         return self.reader.explain(images, secant_dtype=secant_dtype)
 

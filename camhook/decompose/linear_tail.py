@@ -1,20 +1,18 @@
 """Linearised tail: norm scales, attention weights and argmax indices frozen, activations replaced by secants.
 
-Inside a tail, some functions keep a score from being a sum over positions. Four kinds are frozen at their values for
-the current images: the scale of a normalisation, the weights of an attention, the argmax of a maximum, a denominator
-that depends on the features. The other two are replaced by what is affine and agrees with them at baseline and
-value: an activation by its secant, a product of two inputs by its two halves. So whatever the depth of the tail, its
-change from the baseline to the value is the sum, without remainder, of the change of its inputs times one multiplier
-each (Shrikumar et al. 2017, arXiv 1704.02685; with one activation it is the path integral of Sundararajan et al. 2017
-in closed form).
+Four kinds of functions are frozen at their values for the current images: the scale of a normalisation, the weights of
+an attention, the argmax of a maximum, a denominator that depends on the features. Activations are replaced by their
+secants between baseline and value, products of two inputs by their two halves. The tail is then affine, and its change
+from the baseline to the value is the sum, without remainder, of the change of its inputs times one multiplier each
+(Shrikumar et al. 2017, arXiv 1704.02685; with one activation, the path integral of Sundararajan et al. 2017).
 
-The tail is run once, at the value. Beside each tensor that depends on the features, its baseline is computed by the
-same calls. So nothing has to be known of which axis holds the batch, and windows or heads may be folded into it.
+The tail is run once, at the value; beside each tensor that depends on the features, its baseline is computed by the
+same calls. So nothing has to be known of which axis holds the batch, and windows may be folded into it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,17 +22,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from camhook.decompose.arguments import mapped, tensors_of
+from camhook.decompose.arguments import tensors_of
 from camhook.decompose.secants import Operand, elementwise, linearised_activation, linearised_product
 from camhook.decompose.torch_functions import (
     ACTIVATIONS,
+    CONVOLUTIONS,
     DIVISIONS,
     FROZEN,
     PRODUCTS,
     STATISTICS,
     attention_weights,
     conv_as_linear,
-    is_in_place,
     mha_parts,
     take_input,
 )
@@ -45,6 +43,9 @@ Run = Callable[..., Tensor]
 """A tail: from feature tensors to logits (B, K)."""
 
 _HALF = (torch.float16, torch.bfloat16)
+_IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "pow", "matmul")} | {"__setitem__"}
+_NOT_AFFINE = {*ACTIVATIONS, *FROZEN, *STATISTICS, *PRODUCTS, *DIVISIONS, *CONVOLUTIONS}
+_NOT_AFFINE |= {F.multi_head_attention_forward, F.glu, torch.einsum, torch.maximum}
 
 
 class LinearTail:
@@ -146,7 +147,7 @@ class _Linearisation(TorchFunctionMode):
         self.kinds: set[str] = set()
 
     def carry(self, value: Tensor, baseline: Tensor, degree: int) -> Tensor:
-        """Note the baseline and degree of a tensor."""
+        """Note the baseline and degree of a tensor, and return it."""
         self._carried[value] = baseline, degree
         return value
 
@@ -158,22 +159,77 @@ class _Linearisation(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        tensors = tensors_of(args, kwargs)
-        depends, convert = False, False
-        for tensor in tensors:
-            depends = depends or tensor in self._carried
-            convert = convert or tensor.dtype in _HALF or tensor.is_inference()
-        if convert:
-            args, kwargs = mapped(self._usable, args, kwargs)
-        if not depends or (func in (Tensor.to, Tensor.type_as) and args[0] not in self._carried):
-            return func(*args, **kwargs)
-        if getattr(func, "__name__", "") == "__get__" and not isinstance(result := func(*args), Tensor):
+        values, baselines, degree = self._read(args)
+        kwargs, keywords = kwargs or {}, {}
+        if kwargs:
+            given, at_baseline, of_kwargs = self._read(kwargs.values())
+            kwargs, keywords = dict(zip(kwargs, given, strict=True)), dict(zip(kwargs, at_baseline, strict=True))
+            degree = max(degree, of_kwargs)
+        if degree < 0 or (func in (Tensor.to, Tensor.type_as) and values[0] not in self._carried):
+            return func(*values, **kwargs)
+        if getattr(func, "__name__", "") == "__get__" and not isinstance(result := func(*values), Tensor):
             return result  # .shape and the like
         with torch.enable_grad():
-            return self._linearised(func, tuple(args), dict(kwargs))
+            if func in _NOT_AFFINE:
+                return self._linearised(func, tuple(values), kwargs)
+            return self._apply(func, values, kwargs, baselines, keywords, degree)
 
-    def _linearised(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _read(self, args: Iterable[Any]) -> tuple[list[Any], list[Any], int]:
+        """Return arguments as they can be used, the same at the baseline, and the highest degree; -1: none depends."""
+        values: list[Any] = []
+        baselines: list[Any] = []
+        highest = -1
+        for each in args:
+            if isinstance(each, Tensor):
+                known = self._carried.get(each)
+                if known is not None:
+                    values.append(each)
+                    baselines.append(known[0])
+                    highest = max(highest, known[1])
+                    continue
+                if each.is_inference() or each.dtype in _HALF:
+                    each = self._usable(each)
+            elif isinstance(each, list | tuple) and each and not isinstance(each[0], int):
+                inner, at_baseline, degree = self._read(each)
+                if degree >= 0:
+                    values.append(type(each)(inner))
+                    baselines.append(type(each)(at_baseline))
+                    highest = max(highest, degree)
+                    continue
+            values.append(each)
+            baselines.append(each)
+        return values, baselines, highest
+
+    def _apply(
+        self, func: Any, args: Sequence[Any], kwargs: Any, baselines: list[Any], keywords: Any, degree: int
+    ) -> Any:
+        """Call a function that is affine in what depends on the features, at the value and at the baseline."""
+        name = getattr(func, "__name__", "")
+        in_place = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
+        if in_place and args[0] not in self._carried:
+            baselines[0] = args[0].detach().clone()
+        result = func(*args, **kwargs)
+        with torch.no_grad():
+            baseline = func(*baselines, **keywords)
+        if in_place:
+            self._carried[args[0]] = baselines[0], degree
+        elif isinstance(result, Tensor):
+            if result.is_floating_point():  # indices and masks are frozen
+                self._carried[result] = baseline, degree
+        elif isinstance(result, list | tuple):
+            for value, at in zip(tensors_of(result), tensors_of(baseline), strict=True):
+                if value.is_floating_point():
+                    self._carried[value] = at, degree
+        return result
+
+    def _affine(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        values, baselines, degree = self._read(args)
+        _, at_baseline, of_kwargs = self._read(kwargs.values())
+        keywords = dict(zip(kwargs, at_baseline, strict=True))
+        return self._apply(func, values, kwargs, baselines, keywords, max(degree, of_kwargs, 0))
+
+    def _linearised(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Freeze or linearise a function that is not affine."""
         if func in ACTIVATIONS:
             x, args, kwargs = take_input(args, kwargs)
             return self._activation(elementwise(func, args, kwargs), x)
@@ -194,57 +250,17 @@ class _Linearisation(TorchFunctionMode):
             x, args, kwargs = take_input(args, kwargs)
             values, gates = self._affine(Tensor.chunk, (x, 2, kwargs.get("dim", *args or (-1,))), {})
             return self._product(torch.mul, values, self._activation(torch.sigmoid, gates))
-        if func in (torch.max, Tensor.max, torch.maximum):  # of two tensors
+        if func is torch.maximum:
             excess = self._activation(torch.relu, self._affine(torch.sub, args[:2], {}))
             return self._affine(torch.add, (excess, args[1]), {})
         if func in DIVISIONS and len(args) > 1 and depend[1]:
             args = args[0], args[1].detach()
-        if func is F.conv2d:
-            func, args, kwargs = conv_as_linear(*args, **kwargs)
+        if func in CONVOLUTIONS:
+            func, args, kwargs = conv_as_linear(func, args, kwargs)
         result = self._affine(func, args, kwargs)
-        if "conv" in getattr(func, "__name__", "") and max(args[1].shape[2:]) > 1 and result[0, 0].numel() > 1:
+        if func in CONVOLUTIONS and max(args[1].shape[2:]) > 1 and result[0, 0].numel() > 1:
             self.kinds.add("conv")  # positions are mixed on the way
         return result
-
-    def _affine(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call a function that is affine in what depends on the features, at the value and at the baseline."""
-        in_place = isinstance(args[0], Tensor) and is_in_place(func)
-        if in_place and args[0] not in self._carried:
-            self._carried[args[0]] = args[0].detach().clone(), 0
-        (at_baseline, degree), keywords = self._at_baseline(args), kwargs
-        if kwargs:
-            values, of_kwargs = self._at_baseline(kwargs.values())
-            keywords, degree = dict(zip(kwargs, values, strict=True)), max(degree, of_kwargs)
-        result = func(*args, **kwargs)
-        with torch.no_grad():
-            baseline = func(*at_baseline, **keywords)
-        if in_place:
-            self._carried[args[0]] = at_baseline[0], degree
-        elif isinstance(result, Tensor):
-            self._note(result, baseline, degree)
-        elif isinstance(result, list | tuple):
-            for value, at in zip(tensors_of(result), tensors_of(baseline), strict=True):
-                self._note(value, at, degree)
-        return result
-
-    def _note(self, value: Tensor, baseline: Tensor, degree: int) -> None:
-        if value.is_floating_point():  # indices and masks are frozen
-            self._carried[value] = baseline, degree
-
-    def _at_baseline(self, args: Any) -> tuple[list[Any], int]:
-        """Return arguments with the baseline of each tensor that depends on the features, and the highest degree."""
-        found, highest = [], 0
-        for each in args:
-            if isinstance(each, Tensor) and (known := self._carried.get(each)) is not None:
-                found.append(known[0])
-                highest = max(highest, known[1])
-            elif isinstance(each, list | tuple) and tensors_of(each):
-                inner, degree = self._at_baseline(each)
-                found.append(type(each)(inner))
-                highest = max(highest, degree)
-            else:
-                found.append(each)
-        return found, highest
 
     def _activation(self, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         self.kinds.add("secant")
@@ -257,7 +273,7 @@ class _Linearisation(TorchFunctionMode):
         linearised = linearised_product(product, Operand(first, a), Operand(second, b))
         return self.carry(*linearised, max(degree_a, degree_b) + 1)
 
-    def _with_statistics(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _with_statistics(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Apply a normalisation, attention or maximum with its statistics frozen at the value."""
         read, apply = STATISTICS[func]
         x, others, kwargs = take_input(args, kwargs)
@@ -269,7 +285,7 @@ class _Linearisation(TorchFunctionMode):
             statistics = read(x, *others, **kwargs)
         return self._affine(lambda x, *others, **kwargs: apply(x, statistics, *others, **kwargs), (x, *others), kwargs)
 
-    def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _attention(self, args: tuple[Any, ...], kwargs: Any) -> Any:
         self.kinds.add("attention")
         with torch.no_grad():
             (query, key, _, mask), _ = mha_parts(*args, **kwargs)
@@ -281,9 +297,9 @@ class _Linearisation(TorchFunctionMode):
 
         return self._affine(attend, args, kwargs), None
 
-    def _usable(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value in self._carried or not value.is_floating_point() or value.is_meta:
-            return value
-        if value.dtype in _HALF and self._dtype not in _HALF:
-            return value.to(self._dtype)
-        return value.clone() if value.is_inference() else value  # autograd refuses to save inference tensors
+    def _usable(self, constant: Tensor) -> Tensor:
+        if constant.is_meta or not constant.is_floating_point():
+            return constant
+        if constant.dtype in _HALF and self._dtype not in _HALF:
+            return constant.to(self._dtype)
+        return constant.clone() if constant.is_inference() else constant  # autograd refuses to save inference tensors

@@ -43,7 +43,7 @@ def completeness_error(maps: Tensor, offset: Tensor, score: Tensor) -> Tensor:
 
 def tolerance(logits: Tensor, *dtypes: torch.dtype) -> Tensor:
     """Return the largest error, (B,), that rounding in the coarsest of these dtypes explains."""
-    return max(RELATIVE_TOLERANCE[dtype] for dtype in dtypes) * logits.abs().amax(1)
+    return max(map(RELATIVE_TOLERANCE.__getitem__, dtypes)) * logits.abs().amax(1)
 
 
 def rivals(logits: Tensor, target: Tensor, count: int = 10) -> Tensor:

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 __all__ = [
     "ACTIVATIONS",
+    "CONVOLUTIONS",
     "DIVISIONS",
     "FROZEN",
     "PRODUCTS",
     "STATISTICS",
     "attention_weights",
     "conv_as_linear",
-    "is_in_place",
     "mha_parts",
     "take_input",
 ]
@@ -43,6 +43,10 @@ PRODUCTS = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm), torch.matmul),
 }
 """Products of two tensors, under all their names, and what each computes."""
+
+CONVOLUTIONS = {
+    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+}  # fmt: skip
 
 DIVISIONS = {torch.div, Tensor.div, Tensor.div_, Tensor.__truediv__, torch.true_divide, Tensor.true_divide}
 
@@ -247,20 +251,14 @@ def mha_parts(
     return (q, k, v, attn_mask), finish
 
 
-def is_in_place(func: Any) -> bool:
-    """Tell by its name whether a function changes its first argument: `add_`, `__iadd__`, `__setitem__`."""
-    name: str = getattr(func, "__name__", "")
-    return name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-
-
-def conv_as_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1,
-) -> tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+def conv_as_linear(func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, tuple[Any, ...], Any]:
     """Replace a 1x1 convolution of one position by the linear layer that it is: far faster for small batches."""
-    if x.shape[2:] != (1, 1) or weight.shape[2:] != (1, 1) or groups > 1 or padding not in (0, (0, 0), "valid", "same"):
-        return F.conv2d, (x, weight, bias, stride, padding, dilation, groups), {}
-    return _linear, (x, weight, bias), {}
+    x, weight = args[:2]
+    others = dict(zip(("bias", "stride", "padding", "dilation", "groups"), args[2:], strict=False)) | dict(kwargs)
+    plain = others.get("padding", 0) in (0, (0, 0), "valid", "same") and others.get("groups", 1) == 1
+    if func is not F.conv2d or x.shape[2:] != (1, 1) or weight.shape[2:] != (1, 1) or not plain:
+        return func, args, kwargs
+    return _linear, (x, weight, others.get("bias")), {}
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

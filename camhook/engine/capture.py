@@ -63,7 +63,7 @@ class ForwardCapture:
         if self.tokens is not None:
             self.tokens.complete(module)
         kept = [*self.features.values(), *(self.tokens.values if self.tokens else ())]
-        dtype = max((each.dtype for each in kept), key=RELATIVE_TOLERANCE.__getitem__)
+        dtype = max([each.dtype for each in kept], key=RELATIVE_TOLERANCE.__getitem__)
         given = inputs if plan.has_bypass else inputs.to("meta")
         run = plan.tail(module, output).run_on(given, self.shapes, self.tokens)
         reads: list[TailInput] = list(self.tokens.inputs()) if self.tokens else []

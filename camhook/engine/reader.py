@@ -95,7 +95,8 @@ class ModelReader:
         if self._given_names is not None:
             return self._given_names
         # Names that come with weights hold if there are as many classes: fine-tuned models get their transforms too.
-        count = next((plan.num_classes for plan in self._plans.values()), 0)
+        plan = next(iter(self._plans.values()), None)
+        count = 0 if plan is None else plan.num_classes
         if count not in self._names:
             names = libraries.class_names(self.model, self._given_config, num_classes=count or None)
             self._names[count] = ClassNames(names)
@@ -104,7 +105,10 @@ class ModelReader:
     @property
     def reference(self) -> Tensor:
         """A tensor on the device and of the dtype of the model's input."""
-        return next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
+        for parameter in self.model.parameters():
+            if parameter.is_floating_point():
+                return parameter
+        return torch.zeros(())
 
     @property
     def has_head(self) -> bool:

@@ -68,7 +68,8 @@ class Tail:
         output: Output,
     ) -> None:
         self._module: Any = module
-        self._has_values = not next((p.is_meta for p in module.parameters()), False)
+        parameter = next(module.parameters(), None)
+        self._has_values = parameter is None or not parameter.is_meta
         self._entry, self._points, self._tokens, self._output = entry, list(points), tokens, output
         self._skipped_modules = list(skipped_modules)
 

@@ -118,20 +118,20 @@ class Preprocessing:
             if not isinstance(step, known):
                 advice = "change data_config, or pass a preprocessed (B, C, H, W) tensor"
                 raise ImageError(f"the preprocessing step {step} cannot be traced back to the photo; {advice}.")
-            with guarded(
-                f"{name} ({photo.height} x {photo.width})", advice=f"it may be too small or narrow for {step}"
-            ):
+        advice = f"it may be too small or narrow for {', '.join(map(str, steps))}"
+        with guarded(f"{name} ({photo.height} x {photo.width})", advice=advice):
+            for step in steps:
                 before, picture = size, step(picture)
                 size = np.array(picture.shape[-2:] if isinstance(picture, Tensor) else picture.size[::-1])
                 if 0 in size:  # Pillow would stretch nothing at all into a black picture.
                     raise ValueError("no pixels left")
-            if isinstance(step, Resize | ResizeKeepRatio):
-                scale, offset = scale * size / before, offset * size / before
-            elif isinstance(step, CenterCrop | CenterCropOrPad):
-                # An odd surplus is halved to the even number; of an odd shortfall the smaller half comes first.
-                offset += np.where(size > before, (size - before) // 2, -np.rint((before - size) / 2))
-            elif isinstance(step, TrimBorder):
-                offset -= step.border_size
+                if isinstance(step, Resize | ResizeKeepRatio):
+                    scale, offset = scale * size / before, offset * size / before
+                elif isinstance(step, CenterCrop | CenterCropOrPad):
+                    # An odd surplus is halved to the even number; of an odd shortfall the smaller half comes first.
+                    offset += np.where(size > before, (size - before) // 2, -np.rint((before - size) / 2))
+                elif isinstance(step, TrimBorder):
+                    offset -= step.border_size
         (rows, columns), (top, left) = scale.tolist(), offset.tolist()
         return picture, Geometry((photo.height, photo.width), self.input_size, (rows, columns), (top, left))
 
