@@ -176,7 +176,7 @@ class PrefixOnly(TorchFunctionMode):
 
 
 def _broadcasts(first: torch.Size, second: torch.Size) -> bool:
-    for a, b in zip(reversed(first), reversed(second), strict=False):
+    for a, b in zip(reversed(first), reversed(second), strict=False):  # noqa: SIM110 (faster than a generator)
         if a != b and a != 1 != b:
             return False
     return True
