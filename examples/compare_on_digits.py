@@ -1,9 +1,9 @@
-"""Which explanation points at the digit? A trained vision transformer, pictures full of pieces of other digits, boxes.
+"""Compare attribution methods on a vision transformer trained on digits among distractors, with true boxes.
 
 Run: python examples/compare_on_digits.py [OUTPUT.html]
 
 The model was made by `train_digits_vit.py`, which also draws the pictures, so that each digit's box is known. A digit
-fills a quarter of its picture: what knows nothing has a quarter of its evidence inside.
+fills a quarter of its picture: a map that does not depend on the model has a quarter of its evidence inside.
 """
 
 import sys
@@ -29,7 +29,7 @@ found = compare(
     boxes=boxes,
     methods=["cam", "cam_rivals", "layer_grad_cam", "saliency", "input_x_gradient", "integrated_gradients"],
     metrics=["pointing_game", "energy_inside", "max_box_acc_v2", "insertion", "deletion", "completeness"],
-    baseline=0.0,  # the paper
+    baseline=0.0,  # the background
     steps=16,
     batch_size=32,  # the pictures are small
     progress=True,

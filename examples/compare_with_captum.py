@@ -1,4 +1,4 @@
-"""Run camhook beside Captum's attributions on two demo photos, measure them, and write one page to look at.
+"""Compare camhook's maps with Captum's attributions on two demo photos, and write an HTML report.
 
 Run: python examples/compare_with_captum.py [OUTPUT.html]
 """

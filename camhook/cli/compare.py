@@ -1,4 +1,4 @@
-"""The command ``camhook compare``."""
+"""Command ``camhook compare``: attribution methods compared, with labels and boxes from files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import click
 
 from camhook.adapters.timm import imagenet_index
 from camhook.cli.loading import load_model
-from camhook.cli.options import model_options
+from camhook.cli.options import model_options, overwrite_option
 from camhook.errors import CamhookError, ImageError, TargetError
 from camhook.images.loading import photo_files, unique_names
+from camhook.text_tables import text_table
 
 if TYPE_CHECKING:
     from camhook.cam import CAM
@@ -25,21 +26,33 @@ __all__ = ["compare", "read_boxes", "read_labels"]
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--model", "name", help="A timm architecture, hf-hub:NAME, or demo.")
 @model_options
-@click.option("--methods", help="Names, separated by commas, or all. Default: all but the two slowest.")
-@click.option("--metrics", help="Names, separated by commas, or all. Default: what needs no more than is given.")
-@click.option("--target", help="The class to explain, by index or name. Default: the label, else what is predicted.")
+@click.option("--methods", help="Attribution methods, separated by commas, or all. Default: all but two.")
+@click.option("--metrics", help="Metrics, separated by commas, or all. Default: all but the expensive ones.")
+@click.option("--target", help="The class to explain, by index or name. Default: the label, else the predicted class.")
 @click.option("--labels", is_flag=True, help="Photos lie in folders named by their class: index, name or WordNet id.")
 @click.option(
     "--boxes",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV with columns photo, left, top, right, bottom: where the object is, in the photo's pixels.",
+    help="CSV with columns photo, left, top, right, bottom: the object's box, in the photo's pixels.",
 )
-@click.option("--baseline", type=click.Choice(["black", "blur", "mean", "zero"]), default="black", show_default=True)
-@click.option("--segments", type=click.Choice(["grid", "superpixels"]), default="grid", show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=28, show_default=True, help="Of insertion and deletion.")
-@click.option("--batch-size", type=click.IntRange(1), help="Pictures at a time. Default 4 on a CPU, else 32.")
+@click.option(
+    "--baseline",
+    type=click.Choice(["black", "blur", "mean", "zero"]),
+    default="black",
+    show_default=True,
+    help="What replaces removed pixels.",
+)
+@click.option(
+    "--segments",
+    type=click.Choice(["grid", "superpixels"]),
+    default="grid",
+    show_default=True,
+    help="What FeatureAblation, KernelShap, Lime and ShapleyValueSampling remove as a whole.",
+)
+@click.option("--steps", type=click.IntRange(1), default=28, show_default=True, help="Steps of insertion and deletion.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images per forward pass. Default 4 on a CPU, else 32.")
 @click.option("--output", type=click.Path(path_type=Path), help="A directory; or a .html, .csv, .json or .png file.")
-@click.option("--overwrite", is_flag=True, help="Replace files that camhook did not write.")
+@overwrite_option
 @click.option("--list", "lists", is_flag=True, help="List the methods and metrics, and exit.")
 def compare(
     photos: Sequence[Path],
@@ -59,9 +72,9 @@ def compare(
     overwrite: bool,
     lists: bool,
 ) -> None:
-    """Run camhook beside Captum on PHOTOS (files, or folders of them), measure all, and write a page and tables.
+    """Compare camhook's maps with Captum's attributions on PHOTOS (files, or folders of them), and write a report.
 
-    Controls that know nothing of the model are always in the table. --steps 224 is the literature's, and slow.
+    Controls that do not depend on the model are always included. --steps 224 is the literature's value, and slow.
     """
     if lists:
         click.echo(_listing())
@@ -75,7 +88,7 @@ def compare(
 
     files = list(photo_files(photos))
     wanted = _names(methods)
-    chosen_methods(wanted)  # a wrong name is told before the model is loaded
+    chosen_methods(wanted)  # raises before the model is loaded if a name is unknown
     cam = wrap(load_model(name, checkpoint, num_classes))
     found = run(
         cam,
@@ -161,10 +174,9 @@ def _listing() -> str:
     from camhook.comparison.methods import METHODS
     from camhook.metrics import METRICS
 
-    width = max(map(len, (*METHODS, *METRICS)))
-    lines = ["Methods:", *(f"  {name:<{width}}  {each.definition}" for name, each in METHODS.items()), "", "Metrics:"]
-    for name, metric in METRICS.items():
-        lines.append(
-            f"  {name:<{width}}  {metric.definition} {'Higher' if metric.higher_is_better else 'Lower'} is better."
-        )
-    return "\n".join(lines)
+    methods = [(name, each.definition) for name, each in METHODS.items()]
+    metrics = [
+        (name, f"{each.definition} {'Higher' if each.higher_is_better else 'Lower'} is better.")
+        for name, each in METRICS.items()
+    ]
+    return f"Methods:\n{text_table(methods, indent='  ')}\n\nMetrics:\n{text_table(metrics, indent='  ')}"

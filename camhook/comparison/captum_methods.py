@@ -27,23 +27,12 @@ __all__ = ["Attribution", "gradient", "layer_grad_cam"]
 
 @dataclass(frozen=True)
 class Attribution:
-    """Attribution maps of B images.
+    """Attribution maps of B images; a method by which total and offset add up to the logit returns these, too."""
 
-    Attributes
-    ----------
-    maps : Tensor (B, H, W)
-        Signed, at the images' size.
-    total, offset : Tensor (B,), optional
-        Sum of the attributions, and what is attributed to no position (for a method with a baseline, the baseline's
-        logit), for methods by which the two add up to the logit.
-    delta : Tensor (B,), optional
-        Captum's convergence delta.
-    """
-
-    maps: Tensor
-    total: Tensor | None = None
-    offset: Tensor | None = None
-    delta: Tensor | None = None
+    maps: Tensor  # (B, H, W), signed, at the images' size
+    total: Tensor | None = None  # (B,), sum of the attributions
+    offset: Tensor | None = None  # (B,), what is attributed to no position; with a baseline, the baseline's logit
+    delta: Tensor | None = None  # (B,), Captum's convergence delta
 
 
 def gradient(subject: Subject, images: Tensor, target: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from camhook.comparison.subjects import Segments, Subject
 from camhook.comparison.table import ComparisonTable
 from camhook.errors import CamhookError
 from camhook.images.photos import Source
-from camhook.metrics.arguments import Boxes, Masks
+from camhook.metrics.types import Boxes, Masks
 
 __all__ = ["Comparison", "compare"]
 

@@ -71,9 +71,7 @@ def as_dict(table: ComparisonTable) -> dict[str, Any]:
         ],
         "methods": {
             name: {
-                "title": METHODS[name].title,
-                "definition": METHODS[name].definition,
-                "source": METHODS[name].source,
+                **{key: getattr(METHODS[name], key) for key in ("title", "definition", "source")},
                 "control": METHODS[name].is_control,
                 "seconds_per_image": table.seconds[name],
                 "peak_bytes": table.memory[name],
@@ -84,11 +82,7 @@ def as_dict(table: ComparisonTable) -> dict[str, Any]:
         },
         "failures": dict(table.failures),
         "metrics": {
-            name: {
-                "definition": METRICS[name].definition,
-                "source": METRICS[name].source,
-                "higher_is_better": METRICS[name].higher_is_better,
-            }
+            name: {key: getattr(METRICS[name], key) for key in ("definition", "source", "higher_is_better")}
             for name in table.metrics
         },
         "rows": [

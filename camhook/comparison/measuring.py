@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,18 +33,10 @@ class MethodError(CamhookError):
 
 @dataclass
 class Cost:
-    """Cost of the work in a `metered` block.
+    """Cost of the work in a `metered` block."""
 
-    Attributes
-    ----------
-    seconds : float
-        Wall time.
-    peak_bytes : int or None
-        CUDA memory allocated at the peak beyond that at the start; None on other devices, where nothing measures it.
-    """
-
-    seconds: float = 0.0
-    peak_bytes: int | None = None
+    seconds: float = 0.0  # wall time
+    peak_bytes: int | None = None  # CUDA memory at the peak beyond that at the start; None on other devices
 
 
 @contextmanager
@@ -74,63 +67,35 @@ def metered(device: torch.device) -> Iterator[Cost]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Result of one method.
+    """Result of one method."""
 
-    Attributes
-    ----------
-    maps : Tensor (B, H, W)
-        Float32.
-    values : dict of str to Tensor
-        By metric: (n,), or () for a metric of all images together.
-    seconds : float
-        Per image.
-    peak_bytes : int or None
-        See `Cost`.
-    notes : tuple of str
-    """
-
-    maps: Tensor
-    values: dict[str, Tensor]
-    seconds: float
-    peak_bytes: int | None
+    maps: Tensor  # (B, H, W), float32
+    values: dict[str, Tensor]  # by metric: (n,), or () for a metric of all images together
+    seconds: float  # per image
+    peak_bytes: int | None  # as in `Cost`
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
 class Measurement:
-    """Images, targets and metrics by which each method is measured.
+    """Model, images, targets and metrics by which each method is measured."""
 
-    Parameters
-    ----------
-    subject : Subject
-        The model.
-    given : mapping
-        Arguments of the metrics: images, target, and boxes and masks if given.
-    classes : Tensor (B,)
-        The target on the images' device.
-    metrics : sequence of Metric
-    mosaics : Mosaics or None
-        For grid_pointing_game.
-    steps : int
-        Of insertion and deletion.
-    options : mapping
-        By name of a method or metric.
-    """
+    subject: Subject
+    given: Mapping[str, Any]  # arguments of the metrics: images, target, and boxes and masks if given
+    classes: Tensor  # (B,), the target on the images' device
+    metrics: Sequence[Metric]
+    mosaics: Mosaics | None  # for grid_pointing_game
+    steps: int  # of insertion and deletion
+    options: Mapping[str, Mapping[str, Any]]  # by name of a method or metric
 
-    def __init__(
-        self,
-        subject: Subject,
-        *,
-        given: Mapping[str, Any],
-        classes: Tensor,
-        metrics: Sequence[Metric],
-        mosaics: Mosaics | None,
-        steps: int,
-        options: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        self.subject, self.given, self.classes, self.metrics = subject, given, classes, metrics
-        self.mosaics, self.options = mosaics, options
-        baseline = subject.baseline(given["images"])
-        self.common = {"steps": steps, "batch_size": subject.batch_size, "seed": subject.seed, "baseline": baseline}
+    @cached_property
+    def _common_options(self) -> dict[str, Any]:
+        """Options of metrics that hold for all that take them."""
+        subject, images = self.subject, self.given["images"]
+        return {
+            "steps": self.steps, "batch_size": subject.batch_size, "seed": subject.seed,
+            "baseline": subject.baseline(images),
+        }  # fmt: skip
 
     def measure(self, name: str, done: Callable[[int], object]) -> Measured:
         """Run one method and measure it; a metric that fails is noted.
@@ -179,7 +144,8 @@ class Measurement:
             assert self.mosaics is not None
             maps = attribute(self.subject, name, self.mosaics.images, self.mosaics.target, options=own).maps
             return each({"maps": maps, "cells": self.mosaics.cells})
-        extra = {key: value for key, value in self.common.items() if key in inspect.signature(each.function).parameters}
+        taken = inspect.signature(each.function).parameters
+        extra = {key: value for key, value in self._common_options.items() if key in taken}
         maps = found.maps
         if each.name == "insertion":
             del extra["baseline"]  # it starts from its own blur

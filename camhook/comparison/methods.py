@@ -18,29 +18,15 @@ __all__ = ["METHODS", "Method", "chosen_methods", "method"]
 
 @dataclass(frozen=True)
 class Method:
-    """An attribution method.
-
-    Attributes
-    ----------
-    name, title : str
-        What `compare` calls it, and its name in Captum or in the literature.
-    run : callable
-        Subject, images (B, C, H, W), target (B,) and options, as keywords with a default, to `Attribution`.
-    definition, source : str
-        One line, and the paper.
-    kind : "camhook", "captum" or "control"
-        Whose it is; a control does not depend on the model.
-    one_by_one : bool
-        It runs the model many times per image, and is given one image at a time.
-    """
+    """An attribution method."""
 
     name: str
-    title: str
-    run: Callable[..., Attribution]
+    title: str  # in Captum or in the literature
+    run: Callable[..., Attribution]  # of subject, images (B, C, H, W), target (B,), and options with a default
     definition: str
     source: str
     kind: Literal["camhook", "captum", "control"] = "captum"
-    one_by_one: bool = False
+    one_by_one: bool = False  # it runs the model many times per image, and is given one image at a time
 
     @property
     def is_control(self) -> bool:

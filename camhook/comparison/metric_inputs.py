@@ -19,7 +19,8 @@ from camhook.images.geometry import Geometry
 from camhook.images.preprocessing import ImageBatch
 from camhook.metrics import METRICS, Metric, metric
 from camhook.metrics import mosaics as joined
-from camhook.metrics.arguments import Boxes, Masks, as_boxes, as_object_masks
+from camhook.metrics.arguments import as_boxes, as_object_masks
+from camhook.metrics.types import Boxes, Masks
 
 __all__ = ["Mosaics", "chosen_metrics", "confident_mosaics", "ground_truth"]
 
@@ -88,29 +89,20 @@ def _at_input(boxes: Any, geometry: Geometry, name: str) -> npt.NDArray[np.float
     kept: npt.NDArray[np.float64] = moved[(moved[:, 2] - moved[:, 0] > 0.5) & (moved[:, 3] - moved[:, 1] > 0.5)]
     if not len(kept):
         raise ImageError(
-            f"The boxes of {name} lie outside what the model sees of the photo. Leave it out, or pass data_config= "
-            "with a wider crop to wrap."
+            f"The boxes of {name} lie outside what the model sees of the photo, after resizing and cropping. Leave it "
+            "out, or pass data_config= with a wider crop to wrap."
         )
     return kept
 
 
 @dataclass(frozen=True)
 class Mosaics:
-    """Mosaics for the grid pointing game, each repeated for each of its cells.
+    """Mosaics for the grid pointing game, each repeated for each of its cells."""
 
-    Attributes
-    ----------
-    images : Tensor (N, C, H, W)
-    target, cells : Tensor (N,)
-        The class of one cell, and that cell in row-major order.
-    members : tuple of tuple of int
-        Indices of the images in each mosaic.
-    """
-
-    images: Tensor
-    target: Tensor
-    cells: Tensor
-    members: tuple[tuple[int, ...], ...]
+    images: Tensor  # (N, C, H, W)
+    target: Tensor  # (N,), the class of one cell
+    cells: Tensor  # (N,), that cell in row-major order
+    members: tuple[tuple[int, ...], ...]  # indices of the images in each mosaic
 
     def __str__(self) -> str:
         height, width = size_of(self.images)
@@ -124,7 +116,6 @@ def confident_mosaics(
 
     Parameters
     ----------
-    subject : Subject
     images : Tensor (B, C, H, W)
         Preprocessed. Each is used in at most one mosaic.
     labels : Tensor (B,) or None

@@ -31,41 +31,22 @@ _SIDE = 56  # maps are averaged down to this before they are ranked
 
 
 class Row(NamedTuple):
-    """Mean of a metric for a method.
-
-    Attributes
-    ----------
-    mean : float
-        NaN where the method has no value.
-    low, high : float
-        95% bootstrap interval of the mean over images; NaN where there is a single value.
-    n : int
-        Number of images.
-    """
+    """Mean of a metric for a method, with its 95% bootstrap interval over images."""
 
     method: str
     metric: str
-    mean: float
-    low: float
+    mean: float  # NaN where the method has no value
+    low: float  # NaN where there is a single value
     high: float
-    n: int
+    n: int  # number of images
 
 
 class Agreement(NamedTuple):
-    """Agreement of the maps of M methods, mean over images.
-
-    Attributes
-    ----------
-    methods : tuple of str
-    spearman : Tensor (M, M)
-        Spearman's rank correlation.
-    overlap : Tensor (M, M)
-        Intersection over union of the highest 20% of the positions.
-    """
+    """Agreement of the maps of M methods, mean over images."""
 
     methods: tuple[str, ...]
-    spearman: Tensor
-    overlap: Tensor
+    spearman: Tensor  # (M, M), Spearman's rank correlation
+    overlap: Tensor  # (M, M), intersection over union of the highest 20% of the positions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,7 +134,7 @@ class ComparisonTable:
     def beats_controls(self, method: str, metric: str) -> bool | None:
         """Return whether a method's mean is better than that of each control; None if there is nothing to compare.
 
-        If it is not, the metric says nothing for the method.
+        If it is not, the metric is no evidence for the method.
         """
         mine = self.row(method, metric).mean
         controls = [self.row(name, metric).mean for name in self.methods if METHODS[name].is_control]

@@ -6,25 +6,17 @@ import torch
 from torch import Tensor
 
 from camhook.errors import CamhookError
-from camhook.metrics.arguments import Maps, as_maps
+from camhook.metrics.arguments import as_maps
 from camhook.metrics.perturbation import ranks
+from camhook.metrics.types import Maps
 
 __all__ = ["rank_correlation", "top_overlap"]
 
 
 def rank_correlation(maps: Maps, others: Maps) -> Tensor:
-    """Compute Spearman's rank correlation over positions, with average ranks for ties; -1 to 1.
+    """Compute Spearman's rank correlation of maps (B, H, W) over positions, with average ranks for ties.
 
-    It is 1 for two constant maps, and 0 for a constant one and one that is not.
-
-    Parameters
-    ----------
-    maps, others : Tensor or array (B, H, W)
-
-    Returns
-    -------
-    Tensor
-        (B,), float64.
+    Returns (B,), float64, -1 to 1; it is 1 for two constant maps, and 0 for a constant one and one that is not.
 
     Raises
     ------
@@ -46,18 +38,9 @@ def rank_correlation(maps: Maps, others: Maps) -> Tensor:
 
 
 def top_overlap(maps: Maps, others: Maps, *, share: float = 0.2) -> Tensor:
-    """Compute the intersection over union of each map's highest positions; ties in random order.
+    """Compute the intersection over union of the highest ``share`` of the positions of maps (B, H, W).
 
-    Parameters
-    ----------
-    maps, others : Tensor or array (B, H, W)
-    share : float
-        Which share of the positions counts, above 0 and up to 1.
-
-    Returns
-    -------
-    Tensor
-        (B,), float64, 0 to 1.
+    Returns (B,), float64, 0 to 1. Ties are ranked in random order.
 
     Raises
     ------

@@ -1,9 +1,8 @@
-"""Arguments shared by the metrics: types, checks and conversions, and batched evaluation of a classifier."""
+"""Arguments of the metrics, checked and converted, and batched evaluation of a classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from camhook.errors import CamhookError, ImageError, TargetError
-
-Maps: TypeAlias = Tensor | npt.ArrayLike
-"""(B, H, W), signed."""
-Target: TypeAlias = int | Sequence[int] | Tensor | npt.ArrayLike
-"""One class index for all images, or one per image, (B,)."""
-Classifier: TypeAlias = Callable[[Tensor], Tensor]
-"""Images (N, C, H, W), as the model takes them, to logits (N, K)."""
-Explain: TypeAlias = Callable[[Tensor, Tensor], Maps]
-"""Images (N, C, H, W) and one target per image (N,) to maps (N, H, W)."""
-Baseline: TypeAlias = float | Tensor
-"""Replaces removed pixels, in the images' units: a number, a colour (C, 1, 1) or images."""
-Boxes: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[npt.ArrayLike]
-"""Per image one (4,) or several (n, 4): left, top, right, bottom in the map's pixels, right and bottom exclusive."""
-Masks: TypeAlias = Tensor | npt.ArrayLike
-"""Object masks, boolean (B, H, W)."""
+from camhook.metrics.types import Baseline, Boxes, Classifier, Maps, Masks, Target
 
 
 def as_arguments(maps: Maps, images: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Control maps that do not depend on the model: uniform noise and a centred Gaussian.
 
-A metric by which a control scores as well as an explanation says nothing for the explanation.
+A metric by which a control scores as well as an explanation is no evidence for the explanation.
 """
 
 from __future__ import annotations

@@ -10,11 +10,6 @@ from torch import Tensor
 
 from camhook.errors import CamhookError, ImageError
 from camhook.metrics.arguments import (
-    Baseline,
-    Classifier,
-    Explain,
-    Maps,
-    Target,
     as_arguments,
     as_images,
     as_maps,
@@ -24,6 +19,7 @@ from camhook.metrics.arguments import (
     opacity,
     target_logits,
 )
+from camhook.metrics.types import Baseline, Classifier, Explain, Maps, Target
 
 __all__ = ["adcc", "average_drop", "average_gain", "coherency", "completeness", "complexity", "increase_in_confidence"]
 

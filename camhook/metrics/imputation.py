@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from camhook.errors import CamhookError, DependencyError
-from camhook.metrics.arguments import Classifier, Maps, Target, as_arguments, checked_batch_size, target_logits
+from camhook.metrics.arguments import as_arguments, checked_batch_size, target_logits
 from camhook.metrics.perturbation import ranks
+from camhook.metrics.types import Classifier, Maps, Target
 
 __all__ = ["imputed", "road"]
 

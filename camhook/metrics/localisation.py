@@ -14,7 +14,8 @@ from torch import Tensor
 
 from camhook.drawing.overlay import opencv
 from camhook.errors import CamhookError, ImageError
-from camhook.metrics.arguments import Boxes, Maps, Masks, as_boxes, as_maps, as_object_masks
+from camhook.metrics.arguments import as_boxes, as_maps, as_object_masks
+from camhook.metrics.types import Boxes, Maps, Masks
 
 __all__ = ["box_masks", "energy_inside", "grid_pointing_game", "mosaics", "pointing_game"]
 

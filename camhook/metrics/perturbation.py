@@ -10,18 +10,8 @@ from torch import Tensor
 
 from camhook.drawing.overlay import opencv
 from camhook.errors import CamhookError
-from camhook.metrics.arguments import (
-    Baseline,
-    Classifier,
-    Maps,
-    Target,
-    as_arguments,
-    as_baseline,
-    as_images,
-    as_maps,
-    checked_batch_size,
-    target_logits,
-)
+from camhook.metrics.arguments import as_arguments, as_baseline, as_images, as_maps, checked_batch_size, target_logits
+from camhook.metrics.types import Baseline, Classifier, Maps, Target
 
 __all__ = ["blurred", "deletion", "insertion", "perturbation_curve", "ranks"]
 

@@ -23,31 +23,15 @@ class Metric:
 
     Calling it with a mapping of arguments passes on those that it needs; options follow:
     ``metric("deletion")({"maps": maps, "images": images, "target": target, "model": model, "boxes": None}, steps=28)``.
-
-    Attributes
-    ----------
-    name : str
-    function : callable
-        Of `camhook.metrics`.
-    higher_is_better : bool
-    needs : tuple of str
-        Names of required arguments: maps, images, target, model, explain, explainer, boxes, masks, cells.
-        ``"boxes|masks"``: the first of them that is given.
-    definition : str
-        One line.
-    source : str
-        The paper.
-    per_image : bool
-        Whether it returns (B,) values; else one for all images together.
     """
 
     name: str
     function: Callable[..., Tensor]
     higher_is_better: bool
-    needs: tuple[str, ...]
+    needs: tuple[str, ...]  # required arguments; "boxes|masks" is the first of the two that is given
     definition: str
     source: str
-    per_image: bool = True
+    per_image: bool = True  # it returns (B,) values, else one for all images together
 
     def __call__(self, inputs: Mapping[str, Any], **options: Any) -> Tensor:
         """Return (B,) values, or () if not ``per_image``.

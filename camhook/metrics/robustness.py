@@ -1,11 +1,10 @@
 """Infidelity and maximum sensitivity (Yeh et al. 2019), computed by Captum, one image at a time.
 
-One at a time, so that an image's random perturbations and values do not depend on the other images of a batch.
+One at a time, so that an image's random perturbations and values do not depend on the other images of a batch. Captum
+passes a radius to a perturbation's second argument if there is one, so the perturbations take one argument.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from captum.metrics import infidelity as captum_infidelity
@@ -14,11 +13,6 @@ from torch import Tensor
 
 from camhook.errors import CamhookError
 from camhook.metrics.arguments import (
-    Baseline,
-    Classifier,
-    Explain,
-    Maps,
-    Target,
     as_arguments,
     as_baseline,
     as_images,
@@ -27,6 +21,7 @@ from camhook.metrics.arguments import (
     checked_batch_size,
     target_logits,
 )
+from camhook.metrics.types import Baseline, Classifier, Explain, Maps, Target
 
 __all__ = ["infidelity", "sensitivity_max"]
 
@@ -89,19 +84,25 @@ def infidelity(
         raise CamhookError(f"Found samples={samples}, side={side}; expected 1 or more squares, a side in (0, 1].")
     ground, pixels_cpu = as_baseline(baseline, pixels).cpu(), pixels.cpu()
     spread = values[:, None].expand(pixels.shape) / pixels.shape[1]
-    scores = [
-        captum_infidelity(
-            _target_logit(model, classes[i], pixels.device),
-            _square_removal(ground[i], side, seed),
-            pixels_cpu[i : i + 1],
-            spread[i : i + 1],
-            n_perturb_samples=samples,
-            max_examples_per_batch=min(checked_batch_size(batch_size), samples),
-            normalize=True,
+    size = min(checked_batch_size(batch_size), samples)
+
+    def of_image(i: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+
+        def logit(batch: Tensor) -> Tensor:
+            return target_logits(model, [(batch.to(pixels.device), classes[i].expand(len(batch)))])
+
+        def remove(batch: Tensor) -> tuple[Tensor, Tensor]:
+            marked = _squares(len(batch), batch.shape[2:], side, generator)[:, None]
+            return marked.double().expand(batch.shape), torch.where(marked, ground[i], batch)
+
+        image, attributions = pixels_cpu[i : i + 1], spread[i : i + 1]
+        found: Tensor = captum_infidelity(
+            logit, remove, image, attributions, n_perturb_samples=samples, max_examples_per_batch=size, normalize=True
         )
-        for i in range(len(values))
-    ]
-    return torch.cat(scores).clamp(min=0)
+        return found
+
+    return torch.cat([of_image(i) for i in range(len(values))]).clamp(min=0)
 
 
 def sensitivity_max(
@@ -158,59 +159,31 @@ def sensitivity_max(
             f"Found samples={samples}, radius={radius}; expected 1 or more samples, a radius of 0 or more."
         )
     pixels, classes = as_images(images), as_target(target, len(images))
-    scores = [
-        captum_sensitivity_max(
-            _captum_explanation(explain, wanted),
-            image,
-            _uniform_noise(radius, seed),
-            n_perturb_samples=samples,
-            max_examples_per_batch=min(checked_batch_size(batch_size), samples),
+    size = min(checked_batch_size(batch_size), samples)
+
+    def of_image(image: Tensor, wanted: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+
+        def perturb(batch: Tensor) -> Tensor:
+            noise = 2 * torch.rand(batch.shape, generator=generator, dtype=torch.float64) - 1
+            return batch + (radius * noise).to(batch)
+
+        def maps(given: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
+            batch = given[0] if isinstance(given, tuple) else given  # Captum passes a tuple at first, and expects one
+            with torch.enable_grad():  # Captum calls under no_grad, and many explanations need gradients
+                values = as_maps(explain(batch, wanted.expand(len(batch)).to(batch.device)))
+            if len(values) != len(batch):
+                raise CamhookError(
+                    f"explain() gave {len(values)} maps for {len(batch)} images; expected one per image."
+                )
+            return (values,)
+
+        found: Tensor = captum_sensitivity_max(
+            maps, image, perturb, n_perturb_samples=samples, max_examples_per_batch=size
         )
-        for image, wanted in zip(pixels.split(1), classes, strict=True)
-    ]
-    return torch.cat(scores)
+        return found
 
-
-# Captum reads a perturbation's signature and passes a radius to a second argument, so these take one argument.
-
-
-def _square_removal(ground: Tensor, side: float, seed: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def remove(images: Tensor) -> tuple[Tensor, Tensor]:
-        marked = _squares(len(images), images.shape[2:], side, generator)[:, None]
-        return marked.double().expand(images.shape), torch.where(marked, ground, images)
-
-    return remove
-
-
-def _uniform_noise(radius: float, seed: int) -> Callable[[Tensor], Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def perturb(images: Tensor) -> Tensor:
-        noise = 2 * torch.rand(images.shape, generator=generator, dtype=torch.float64) - 1
-        return images + (radius * noise).to(images)
-
-    return perturb
-
-
-def _target_logit(model: Classifier, target: Tensor, device: torch.device) -> Callable[[Tensor], Tensor]:
-    def logit(images: Tensor) -> Tensor:
-        return target_logits(model, [(images.to(device), target.expand(len(images)))])
-
-    return logit
-
-
-def _captum_explanation(explain: Explain, target: Tensor) -> Callable[[Tensor | tuple[Tensor, ...]], tuple[Tensor]]:
-    def explanation(images: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
-        batch = images[0] if isinstance(images, tuple) else images  # Captum passes a tuple at first, and expects one
-        with torch.enable_grad():  # Captum calls under no_grad, and many explanations need gradients
-            maps = as_maps(explain(batch, target.expand(len(batch)).to(batch.device)))
-        if len(maps) != len(batch):
-            raise CamhookError(f"explain() gave {len(maps)} maps for {len(batch)} images; expected one per image.")
-        return (maps,)
-
-    return explanation
+    return torch.cat([of_image(*each) for each in zip(pixels.split(1), classes, strict=True)])
 
 
 def _squares(count: int, size: tuple[int, int] | torch.Size, side: float, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,27 +12,17 @@ from torch import Tensor, nn
 
 from camhook.errors import CamhookError
 from camhook.metrics.agreement import rank_correlation
-from camhook.metrics.arguments import Maps, Target, as_images, as_maps, as_target, in_batches
+from camhook.metrics.arguments import as_images, as_maps, as_target, in_batches
+from camhook.metrics.types import Explainer, Target
 
 __all__ = ["Randomisation", "cascading_randomisation", "layers_below", "layers_from_the_head", "randomisation"]
 
-Explainer = Callable[[nn.Module, Tensor, Tensor], Maps]
-"""A model, images (N, C, H, W) and targets (N,) to maps (N, H, W)."""
-
 
 class Randomisation(NamedTuple):
-    """Result of `cascading_randomisation`.
+    """Result of `cascading_randomisation` in S stages, from the head down."""
 
-    Attributes
-    ----------
-    layers : tuple of S tuples of str
-        The layers that each stage re-initialises in addition to those of earlier stages, from the head down.
-    correlation : Tensor (B, S)
-        Spearman's rank correlation of absolute maps with those of the trained model.
-    """
-
-    layers: tuple[tuple[str, ...], ...]
-    correlation: Tensor
+    layers: tuple[tuple[str, ...], ...]  # S times the layers that are re-initialised in addition to those before
+    correlation: Tensor  # (B, S), Spearman's rank correlation of absolute maps with those of the trained model
 
 
 def cascading_randomisation(

@@ -15,7 +15,8 @@ from torchvision.ops import box_iou
 
 from camhook.drawing.overlay import opencv
 from camhook.errors import CamhookError, DependencyError
-from camhook.metrics.arguments import Boxes, Maps, Masks, as_boxes, as_maps, as_object_masks
+from camhook.metrics.arguments import as_boxes, as_maps, as_object_masks
+from camhook.metrics.types import Boxes, Maps, Masks
 
 __all__ = ["max_box_acc", "max_box_acc_v2", "pixel_average_precision", "pxap"]
 

@@ -82,6 +82,14 @@ def test_says_all_there_is_to_say(found: Comparison) -> None:
         assert label in text
 
 
+def test_memory_is_shown_where_it_was_measured(found: Comparison) -> None:
+    assert "peak GPU MB" not in page(found)  # on a CPU
+    measured = replace(found, memory={**found.memory, "cam": 123_456_789})
+    text = Reader(page(measured)).texts
+    assert "peak GPU MB" in text
+    assert "123" in text
+
+
 def test_names_cannot_break_the_page(found: Comparison) -> None:
     wild = replace(found, images=("<script>alert(1)</script>", 'a"b', "&amp;"), classes=("<b>", "c", "d"))
     read = Reader(page(wild))
