@@ -11,7 +11,7 @@ from torch import Tensor
 from camhook.errors import TargetError
 from camhook.suggestions import hint
 
-__all__ = ["ClassNames", "class_index", "resolve_targets"]
+__all__ = ["ClassNames", "class_index", "explained_position", "resolve_targets"]
 
 
 class ClassNames:
@@ -41,7 +41,7 @@ class ClassNames:
         return self._names[index].split(",")[0] if index in self._names else f"class {index}"
 
     def index(self, name: str) -> int:
-        """Return the class of that name, whatever the case.
+        """Return the index of the class of that name; case is ignored.
 
         Raises
         ------
@@ -128,3 +128,18 @@ def class_index(item: Any, count: int, names: ClassNames) -> int:
     if not 0 <= item < count:
         raise TargetError(f"Class {item} does not exist: the model has {count} classes, 0 to {count - 1}.")
     return item
+
+
+def explained_position(target: int | str, explained: Sequence[int], names: ClassNames, *, image: int) -> int:
+    """Return where a class, by index or name, stands among those that were explained for an image.
+
+    Raises
+    ------
+    TargetError
+        If it is not among them.
+    """
+    wanted = names.index(target) if isinstance(target, str) else int(target)
+    if wanted not in explained:
+        known = ", ".join(f"{index} ({names.label(index)})" for index in explained[:10])
+        raise TargetError(f"Class {target!r} was not explained for image {image}; explained: {known}. Call cam again.")
+    return explained.index(wanted)

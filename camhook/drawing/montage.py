@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,6 +96,13 @@ def montage(
     for center, middle, sign in marks:
         draw_text(sheet, (center, middle), sign, size=1.8 * em, fill=muted, anchor="mm")
     return page
+
+
+def data_uri(picture: Image.Image) -> str:
+    """Return a picture as PNG in a ``data:`` URI, to embed in HTML."""
+    packed = io.BytesIO()
+    picture.save(packed, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(packed.getvalue()).decode()}"
 
 
 def color_bar(width: int, height: int, *, scale: float, colormap: str = "turbo", unit: str = "logits") -> Image.Image:

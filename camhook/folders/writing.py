@@ -80,7 +80,7 @@ class Writer:
             if stamp(photo.path) != seen:
                 return Written(photo, reason="it was changed or removed while it was being explained")
             facts = {"settings": self.settings, "photo": seen}
-            save_one(result, self.directory, facts=facts, overlays=self.overlays, overwrite=self.overwrite)
+            save_one(result.files(overlays=self.overlays), self.directory, facts=facts, overwrite=self.overwrite)
         except OutputError:
             raise
         except CamhookError as error:

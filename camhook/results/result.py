@@ -1,10 +1,11 @@
-"""What a call gives back: maps in logit units, how well they add up, and pictures of them on request."""
+"""Result of a call: maps in logits, completeness errors, and methods that draw and save them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from camhook.drawing import overlay as drawing
-from camhook.drawing.montage import Panel, montage
-from camhook.errors import CamhookError, ImageError, TargetError
+from camhook.drawing.montage import Panel, data_uri, montage
+from camhook.errors import CamhookError, ImageError
 from camhook.images.geometry import Geometry
-from camhook.targets import ClassNames
+from camhook.results.saving import Draw, ImageFiles, check_name, save
+from camhook.results.summary import MapSummary
+from camhook.targets import ClassNames, explained_position
 
 __all__ = ["CAMResult"]
 
@@ -34,7 +37,7 @@ class CAMResult:
     maps : Tensor
         (B, T, h, w), signed, in logits; float32, or float64 for a float64 model.
     offset : Tensor
-        (B, T), in logits: what belongs to no position. It is the tail's value at the rest alone, computed on its own.
+        (B, T), in logits: what belongs to no position. It is the tail at the baseline, computed on its own.
     target : Tensor
         (B, T), int64: the classes explained.
     logits : Tensor
@@ -90,11 +93,9 @@ class CAMResult:
         """Return the result of one image, as a batch of one."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        index %= len(self)
-        one = slice(index, index + 1)
+        one = slice(index % len(self), index % len(self) + 1)
         tensors = ("maps", "offset", "target", "logits", "scores", "completeness_error", "tolerance")
-        changes: dict[str, Any] = {name: getattr(self, name)[one] for name in tensors}
-        changes |= {"names": self.names[one], "geometries": self.geometries[one]}
+        changes: dict[str, Any] = {name: getattr(self, name)[one] for name in (*tensors, "names", "geometries")}
         return replace(self, **changes, photos=None if self.photos is None else self.photos[one])
 
     def renamed(self, names: Sequence[str]) -> CAMResult:
@@ -102,8 +103,7 @@ class CAMResult:
         if len(names) != len(self):
             raise ImageError(f"{len(names)} names were given for {len(self)} images.")
         for name in names:
-            if name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
-                raise ImageError(f"The name {name!r} cannot be part of a file's name. Give one without folders.")
+            check_name(name)
         return replace(self, names=tuple(names))
 
     def __repr__(self) -> str:
@@ -120,14 +120,23 @@ class CAMResult:
         return self.class_names.label(int(self.target[index, position])) + self.contrast
 
     def caption(self, index: int = 0, position: int = 0) -> str:
-        """Say in a line what a map shows: class, score, offset and completeness error."""
-        score, offset = float(self.scores[index, position]), float(self.offset[index, position])
-        error, exact = float(self.completeness_error[index, position]), bool(self.exact[index, position])
-        verdict = f"completeness error {_small(error)}" if exact else f"NOT COMPLETE: misses the score by {error:.2g}"
-        return f"{self.label(index, position)}: score {_signed(score)}, offset {_signed(offset)}, {verdict}"
+        """Return one line on a map: class, score, offset and completeness error."""
+        return self.summary(index, position).caption()
+
+    def summary(self, index: int = 0, position: int = 0) -> MapSummary:
+        """Return the numbers of one map: of image ``index``, for the class at ``position`` among its targets."""
+        return MapSummary(
+            index=int(self.target[index, position]),
+            name=self.label(index, position),
+            score=float(self.scores[index, position]),
+            offset=float(self.offset[index, position]),
+            offset_share=float(self.offset_share[index, position]),
+            completeness_error=float(self.completeness_error[index, position]),
+            exact=bool(self.exact[index, position]),
+        )
 
     def upsampled(self, size: tuple[int, int] | None = None) -> Tensor | list[Tensor]:
-        """Draw the maps at the size of the original pictures.
+        """Return the maps, bilinearly upsampled, at the size of the original pictures.
 
         Parameters
         ----------
@@ -137,10 +146,10 @@ class CAMResult:
         Returns
         -------
         Tensor or list of Tensor
-            (B, T, H, W) where all pictures have one size, else a list of (T, H, W). NaN where the crop left a photo
-            out.
+            (B, T, H, W) where all pictures have one size, else a list of (T, H, W); NaN outside the model's crop.
         """
-        maps = [self._upsampled(index, size=size) for index in range(len(self))]
+        geometries = self.geometries if size is None else [each.resized(size) for each in self.geometries]
+        maps = [geometry.to_photo(each) for geometry, each in zip(geometries, self.maps, strict=True)]
         return torch.stack(maps) if len({m.shape for m in maps}) == 1 else maps
 
     def overlay(
@@ -168,11 +177,9 @@ class CAMResult:
         TargetError
             If that class was not explained.
         """
-        position = self._position(index, target)
         scale = self.scale(index) if scale is None else scale
-        return drawing.overlay(
-            self.photo(index), self._drawable(index, position), scale=scale, colormap=colormap, alpha=alpha
-        )
+        map = self._drawable(index, target)
+        return drawing.overlay(self.photo(index), map, scale=scale, colormap=colormap, alpha=alpha)
 
     def boxes(
         self,
@@ -183,9 +190,7 @@ class CAMResult:
         component: drawing.Component = "largest",
     ) -> npt.NDArray[np.signedinteger]:
         """Return boxes (n, 4), (left, top, right, bottom) in the photo's pixels; see `drawing.boxes`."""
-        return drawing.boxes(
-            self._drawable(index, self._position(index, target)), threshold=threshold, component=component
-        )
+        return drawing.boxes(self._drawable(index, target), threshold=threshold, component=component)
 
     def masks(
         self,
@@ -196,35 +201,26 @@ class CAMResult:
         component: drawing.Component = "largest",
     ) -> npt.NDArray[np.bool_]:
         """Return a mask (H, W) of the evidence in the photo's pixels; see `drawing.masks`."""
-        return drawing.masks(
-            self._drawable(index, self._position(index, target)), threshold=threshold, component=component
-        )
+        return drawing.masks(self._drawable(index, target), threshold=threshold, component=component)
 
     def panels(self, index: int = 0) -> list[Panel]:
         """Return the photo and an overlay of each class with its caption, ready for `montage`."""
         height, width = self.geometries[index].photo_size
         panels = [Panel(self.photo(index), self.names[index], (f"{width} x {height}",))]
         for position in range(self.target.shape[1]):
-            score, offset = float(self.scores[index, position]), float(self.offset[index, position])
-            lines = [f"score {_signed(score)}, offset {_signed(offset)}"]
-            lines.append(f"completeness error {_small(float(self.completeness_error[index, position]))}")
-            if not self.exact[index, position]:
-                lines[-1] += ": NOT COMPLETE"
-            if not (self.maps[index, position] > 0).any():
-                lines.append("no positive evidence")
-            picture = self.overlay(index, int(self.target[index, position]))
-            panels.append(Panel(picture, self.label(index, position), tuple(lines)))
+            summary = self.summary(index, position)
+            nothing = () if (self.maps[index, position] > 0).any() else ("no positive evidence",)
+            panels.append(Panel(self.overlay(index, summary.index), summary.name, (*summary.lines(), *nothing)))
         return panels
 
     def figure(self) -> Image.Image:
         """Draw a row for each image: the photo, then an overlay of each class with its score and completeness error."""
-        rows = [self.panels(index) for index in range(len(self))]
         scales = ", ".join(f"{self.scale(index):.3g}" for index in range(len(self)))
         footer = (
             f"{self.model_name}, {self.method} at {self.target_layer}. Colour is positive evidence, up to {scales} "
             "logits (one scale a row). Grey: not seen by the model."
         )
-        return montage(rows, footer=footer)
+        return montage([self.panels(index) for index in range(len(self))], footer=footer)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
         """Write pictures, or pictures, raw maps and a manifest.
@@ -248,9 +244,28 @@ class CAMResult:
         OutputError
             If a file is there that camhook did not write, or the path cannot be written to.
         """
-        from camhook.results.saving import save
+        several = self.target.shape[1] > 1
+        pictures: list[Draw] = [self[i].figure if several else partial(self.overlay, i) for i in range(len(self))]
+        return save((self.files(index) for index in range(len(self))), pictures, path, overwrite=overwrite)
 
-        return save(self, path, overwrite=overwrite)
+    def files(self, index: int = 0, *, overlays: bool = True) -> ImageFiles:
+        """Return what `save` writes into a directory for one image, with its overlays or without."""
+        classes = [self.summary(index, position) for position in range(self.target.shape[1])]
+        geometry = self.geometries[index]
+        return ImageFiles(
+            name=self.names[index],
+            classes=classes,
+            overlays=[partial(self.overlay, index, each.index) for each in classes] if overlays else [],
+            arrays={name: getattr(self, name)[index].cpu().numpy() for name in ("maps", "offset", "target", "scores")},
+            about={
+                "photo_size": geometry.photo_size,
+                "input_size": geometry.input_size,
+                "input_scale": geometry.scale,
+                "input_offset": geometry.offset,
+                "model": self.model_name,
+                **{key: getattr(self, key) for key in ("explains", "method", "head", "target_layer")},
+            },
+        )
 
     def photo(self, index: int = 0) -> Image.Image:
         """Return the picture to draw on, upright and at full size."""
@@ -266,44 +281,18 @@ class CAMResult:
         return float(self.maps[index].amax().clamp_min(0))
 
     def _repr_html_(self) -> str:
-        import base64
-        import io
+        return f'<img src="{data_uri(self.figure())}">'
 
-        buffer = io.BytesIO()
-        self.figure().save(buffer, "PNG")
-        return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-    def _position(self, index: int, target: int | str | None) -> int:
+    def _drawable(self, index: int, target: int | str | None) -> npt.NDArray[np.float32]:
+        """Return one map (H, W) at the photo's size."""
         if not 0 <= index < len(self):
             raise ImageError(f"Image {index} was asked for; there are {len(self)}, counted from 0.")
         explained = self.target[index].tolist()
-        if target is None:
-            return 0
-        wanted = self.class_names.index(target) if isinstance(target, str) else int(target)
-        if wanted not in explained:
-            known = ", ".join(f"{c} ({self.class_names.label(c)})" for c in explained[:10])
-            raise TargetError(
-                f"Class {target!r} was not explained for image {index}; explained: {known}. Call cam again."
-            )
-        return explained.index(wanted)
-
-    def _upsampled(self, index: int, positions: Sequence[int] | slice = slice(None), size: Any = None) -> Tensor:
-        geometry = self.geometries[index] if size is None else self.geometries[index].resized(tuple(size))
-        return geometry.to_photo(self.maps[index][positions])
-
-    def _drawable(self, index: int, position: int) -> npt.NDArray[np.float32]:
-        values = self._upsampled(index, [position])[0].float().cpu()
+        position = 0 if target is None else explained_position(target, explained, self.class_names, image=index)
         if not torch.isfinite(self.maps[index, position]).all():
             raise CamhookError(
                 f"The map of {self.label(index, position)} holds NaN or infinity, which cannot be drawn: the model's "
                 "features or logits overflowed. Run it in float32."
             )
-        return np.asarray(values.numpy(), dtype=np.float32)
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"  # adding zero turns -0.0 into 0.0
-
-
-def _small(value: float) -> str:
-    return f"{value:.0e}" if value else "0"
+        upsampled = self.geometries[index].to_photo(self.maps[index, position])
+        return np.asarray(upsampled.cpu().numpy(), dtype=np.float32)
