@@ -13,9 +13,9 @@ from camhook.decompose.tail_inputs import TailInput
 
 __all__ = ["Decomposition"]
 
-_FEW_CLASSES = 32  # up to this many, a backward pass through the tail per class is cheaper than a pass per position
-_POSITIONS = 64  # per chunk of positions otherwise,
-_SCORES = 2**18  # or fewer, so that a chunk has no more scores per image than this, but not fewer than eight
+_CLASSES = 32  # per batched backward pass through the tail
+_POSITIONS = 64  # per batched forward pass of changes,
+_SCORES = 2**18  # or fewer, so that a pass has no more scores per image than this, but not fewer than eight
 
 
 class Decomposition:
@@ -38,6 +38,7 @@ class Decomposition:
     ) -> None:
         self.inputs = list(inputs)
         self.dtype = dtype
+        self._grid_sizes = sorted({each.grid_size for each in self.inputs})
         values, baselines = [each.value for each in inputs], [each.baseline for each in inputs]
         self._tail = LinearTail(tail, values, baselines, secant_dtype=secant_dtype)
 
@@ -56,18 +57,34 @@ class Decomposition:
 
     def maps(self, targets: Tensor) -> Tensor:
         """Return the maps of classes ``targets`` (B, T), (B, T, h, w), in logits."""
-        if targets.shape[1] > _FEW_CLASSES:
-            maps = self.all_maps()
+        if targets.shape[1] <= _CLASSES:
+            return self._by_class(targets)
+        if self._by_position(targets.shape[1]):
+            maps = self._all_by_position()
             return maps.gather(1, targets[..., None, None].expand(-1, -1, *maps.shape[2:]))
+        return torch.cat([self._by_class(each) for each in targets.split(_CLASSES, 1)], 1)
+
+    def all_maps(self) -> Tensor:
+        """Return the maps of all classes in order, (B, K, h, w), in logits."""
+        batch, count = self.logits.shape
+        if self._by_position(count):
+            return self._all_by_position()
+        return self.maps(torch.arange(count, device=self.logits.device).expand(batch, -1))
+
+    def _by_position(self, classes: int) -> bool:
+        """Tell whether a pass per position, for all classes at once, is cheaper than one per class."""
+        positions = max(height * width for height, width in self._grid_sizes)
+        return classes > _CLASSES and (classes > positions or self._tail.is_recorded)
+
+    def _by_class(self, targets: Tensor) -> Tensor:
         multipliers = self.multipliers(targets)
         return joined([each.maps(m) for each, m in zip(self.inputs, multipliers, strict=True)])
 
     @torch.no_grad()
-    def all_maps(self) -> Tensor:
-        """Return the maps of all classes in order, (B, K, h, w), in logits."""
-        return joined([self._all_maps_of(grid_size) for grid_size in sorted({e.grid_size for e in self.inputs})])
+    def _all_by_position(self) -> Tensor:
+        return joined([self._contributions(grid_size) for grid_size in self._grid_sizes])
 
-    def _all_maps_of(self, grid_size: tuple[int, int]) -> Tensor:
+    def _contributions(self, grid_size: tuple[int, int]) -> Tensor:
         """Return what the positions of a grid contribute to all classes, (B, K, h, w), a chunk at a time."""
         inputs = {number: each for number, each in enumerate(self.inputs) if each.grid_size == grid_size}
         offset, count = self._tail.offset, grid_size[0] * grid_size[1]
