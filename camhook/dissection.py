@@ -1,22 +1,23 @@
-"""CAM's own equation, drawn for one image: feature maps times weights, and the rest, make the score."""
+"""Figure of a decomposition: the feature maps that add most to a class, the sum of the others, and the offset."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
-from torch import Tensor
 
 from camhook.decompose.decomposition import Decomposition
 from camhook.decompose.tail_inputs import MeanInput
-from camhook.drawing.anatomy import Term, anatomy
-from camhook.errors import CamhookError, ImageError, UnsupportedModelError
+from camhook.drawing.anatomy import Term, channel_anatomy
+from camhook.errors import ImageError, UnsupportedModelError
 from camhook.results.result import CAMResult
 
 __all__ = ["dissected"]
 
 
 def dissected(result: CAMResult, decomposition: Decomposition, *, channels: int) -> Image.Image:
-    """Draw the feature maps that add most to a result's one map, each with its weight, and the rest.
+    """Draw the feature maps that add most to a result's one map, each with its weight, and the sum of the others.
 
     Raises
     ------
@@ -32,27 +33,20 @@ def dissected(result: CAMResult, decomposition: Decomposition, *, channels: int)
         raise UnsupportedModelError(
             f"anatomy draws feature maps pooled by their mean; {result.head} reads them otherwise."
         )
-    with torch.no_grad():
-        weights = decomposition.multipliers(result.target)[0][0, 0]
-        parts = weights[:, None, None] * source.positions[0]
-    count = parts.shape[0]
-    if not 1 <= channels <= count:
-        raise CamhookError(f"channels={channels}: from 1 to {count}, the number of feature maps, was expected.")
-    adds = parts.mean((1, 2))
-    best = adds.topk(channels).indices
-    rest = parts.sum(0) - parts[best].sum(0)
-    shown: list[tuple[str, float | None, Tensor]]
-    shown = [(f"channel {c}", float(weights[c]), parts[c]) for c in best.tolist()]
-    shown += [(f"the other {count - channels} channels", None, rest)] if count > channels else []
     geometry = result.geometries[0]
 
-    def term(label: str, weight: float | None, values: Tensor, score: float) -> Term:
-        return Term(label, weight, geometry.to_photo(values).float().cpu().numpy(), score)
+    def upsample(values: Any) -> Any:
+        return geometry.to_photo(torch.as_tensor(values)).float().cpu().numpy()
 
-    return anatomy(
+    weights = decomposition.multipliers(result.target)[0][0, 0].detach()
+    contributions = weights[:, None, None] * source.positions[0].detach()
+    return channel_anatomy(
         result.photo(),
-        [term(label, weight, values, float(values.mean())) for label, weight, values in shown],
-        term(result.label(), None, result.maps[0, 0], float(result.scores[0, 0])),
+        contributions.cpu().numpy(),
+        weights.cpu().numpy(),
+        Term(result.label(), None, upsample(result.maps[0, 0]), float(result.scores[0, 0])),
         offset=float(result.offset[0, 0]),
-        title=f"{result.label()}: {result.model_name}'s score, taken apart",
+        channels=channels,
+        upsample=upsample,
+        title=f"{result.label()}: terms of the score of {result.model_name}",
     )

@@ -466,7 +466,7 @@ def test_anatomy_adds_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         given.update(terms=terms, total=total, **rest)
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr("camhook.dissection.anatomy", listen)
+    monkeypatch.setattr("camhook.drawing.anatomy.anatomy", listen)
     cam = camhook.wrap(jittered(name), input_size=SIZE)
     cam.anatomy(pictures()[:1], 3, channels=4)
     result = cam(pictures()[:1], 3)
@@ -545,7 +545,7 @@ def test_demo_anatomy(model: Any, cam: camhook.CAM, photos: list[Path], monkeypa
         given.update(photo=photo, terms=terms, total=total, **rest)
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr("camhook.dissection.anatomy", listen)
+    monkeypatch.setattr("camhook.drawing.anatomy.anatomy", listen)
     cam.anatomy(photos[0], "tabby", channels=5)
     with torch.no_grad():
         features = model.forward_features(prepared(model, photos[:1]))

@@ -1,8 +1,8 @@
-"""The equation behind a class activation map, drawn: weighted feature maps plus offset equal the logit."""
+"""Figure of the equation behind a class activation map: weighted feature maps plus offset equal the logit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,18 +12,20 @@ from PIL import Image, ImageDraw
 from camhook.drawing.montage import Panel, montage
 from camhook.drawing.overlay import Photo, signed_overlay
 from camhook.drawing.text import draw_text
+from camhook.errors import CamhookError
 
-__all__ = ["Term", "anatomy"]
+__all__ = ["Term", "anatomy", "channel_anatomy"]
 
 _INK = (25, 25, 25)
-
-
-_COLUMNS = 5  # panels in a row of `anatomy`
+_COLUMNS = 5  # panels in a row
 
 
 @dataclass(frozen=True)
 class Term:
-    """A summand: ``map`` (H, W) in signed logits at the photo's size, ``score`` in logits what it adds (its mean)."""
+    """A summand: its ``map`` (H, W) at the photo's size and its ``score``, both signed and in logits.
+
+    The score is the mean of the map before it was upsampled; ``weight`` is None for a sum of several channels.
+    """
 
     label: str
     weight: float | None
@@ -32,16 +34,16 @@ class Term:
 
 
 def anatomy(photo: Photo, terms: Sequence[Term], total: Term, *, offset: float, title: str = "") -> Image.Image:
-    """Draw CAM's equation: photo = term + term + ... + offset = map, each panel with what it adds to the logit.
+    """Draw the equation photo = term + term + ... + offset = map, each panel with what it adds to the logit.
 
     Red adds to the score, blue takes from it. The terms with a weight share one scale, the largest value among them;
-    the rest and the finished map, which are sums of many, share another.
+    the other channels and the finished map, which are sums of many, share another.
 
     Parameters
     ----------
     photo : PIL.Image.Image or uint8 array (H, W, 3)
     terms : sequence of Term
-        The summands, with the rest (``weight=None``) where not all are shown.
+        The summands; those not shown one by one are a single term with ``weight=None``.
     total : Term
         The finished map; its ``score`` is the logit.
     offset : float
@@ -80,6 +82,50 @@ def anatomy(photo: Photo, terms: Sequence[Term], total: Term, *, offset: float, 
         footer += f" What these panels add leaves {missing:+.2f} of the logit out."
     rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
     return montage(rows, cell=(260, 260), title=title, footer=footer)
+
+
+def channel_anatomy(
+    photo: Photo,
+    contributions: npt.NDArray[np.floating],
+    weights: npt.NDArray[np.floating],
+    total: Term,
+    *,
+    offset: float,
+    channels: int,
+    upsample: Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]],
+    title: str = "",
+) -> Image.Image:
+    """Draw the channels that add most to a logit as terms of `anatomy`, and the sum of the others as one term.
+
+    Parameters
+    ----------
+    photo : PIL.Image.Image or uint8 array (H, W, 3)
+    contributions : array (C, h, w)
+        Weight times feature map of each channel, in logits.
+    weights : array (C,)
+        The class's weight of each channel.
+    total, offset, title
+        See `anatomy`.
+    channels : int
+        How many to show one by one, 1 to C.
+    upsample : callable
+        Takes a map (h, w) to the photo's size, (H, W).
+
+    Raises
+    ------
+    CamhookError
+        There are fewer channels, or a map has another size than the photo.
+    """
+    count = len(contributions)
+    if not 1 <= channels <= count:
+        raise CamhookError(f"channels={channels}: from 1 to {count}, the number of feature maps, was expected.")
+    scores = contributions.mean((1, 2))
+    best = np.argsort(-scores, kind="stable")[:channels]
+    terms = [Term(f"channel {c}", float(weights[c]), upsample(contributions[c]), float(scores[c])) for c in best]
+    if count > channels:
+        others = contributions.sum(0) - contributions[best].sum(0)
+        terms.append(Term(f"the other {count - channels} channels", None, upsample(others), float(others.mean())))
+    return anatomy(photo, terms, total, offset=offset, title=title)
 
 
 def _largest(terms: Iterable[Term]) -> float:
