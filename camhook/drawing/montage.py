@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageOps
 
 from camhook.drawing.overlay import colorize
-from camhook.drawing.text import draw_text, text_block
+from camhook.drawing.text import Paragraph, draw_text, text_block
 from camhook.errors import CamhookError
 
 _INK, _MUTED = (25, 25, 25), (112, 112, 112)
@@ -71,8 +71,8 @@ def montage(
     columns = max(map(len, rows))
     inner = columns * column + (columns - 1) * gap
 
-    heading = text_block([(title, round(1.4 * em), ink, 3)], inner, paper)
-    closing = text_block([(footer, em - 1, muted, 8)], inner, paper)
+    heading = text_block([Paragraph(title, round(1.4 * em), ink, 3)], inner, paper)
+    closing = text_block([Paragraph(footer, em - 1, muted, 8)], inner, paper)
     placed = [(left, margin, heading)]  # (x, y, picture), from top to bottom
     marks = []  # (x, y, sign), at the middle of the gaps
     y = margin + heading.height + (round(0.5 * em) if title else 0)
@@ -80,7 +80,7 @@ def montage(
         middle, bottom = y + max(picture.height for picture in fitted) / 2, y
         for number, (panel, picture) in enumerate(zip(row, fitted, strict=True)):
             x, below = left + number * (column + gap), y + picture.height
-            texts = [(panel.title, em, ink, 2), *((line, em - 1, muted, 2) for line in panel.lines)]
+            texts = [Paragraph(panel.title, em, ink, 2), *(Paragraph(line, em - 1, muted, 2) for line in panel.lines)]
             caption = text_block(texts, column, paper)
             placed += [(x, y, picture), (x, below + round(0.4 * em), caption)]
             marks.append((x - gap / 2, middle, panel.sign))

@@ -1,8 +1,8 @@
-"""Draw maps on photos: colours, overlays, regions, boxes. Arrays in, arrays or pictures out.
+"""Maps drawn on photos: colours, overlays, masks, boxes, contours. Arrays in, arrays or pictures out.
 
 A map is a signed array (H, W) in logit units, of the photo's own size; NaN marks what the model's crop left out of the
-photo, so that it is *unexplained*. Display keeps the positive part (ReLU) and divides it by one scale: a map without
-positive evidence draws as such and is never stretched into a picture. Colours of lines are names or "#rrggbb".
+photo. Display keeps the positive part (ReLU) and divides it by one scale, so a map without positive evidence shows
+none. Colours of lines are names or "#rrggbb".
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def colorize(map: npt.ArrayLike, *, scale: float, colormap: str = "turbo") -> Pi
 def overlay(
     photo: Photo, map: npt.ArrayLike, *, scale: float | None = None, colormap: str = "turbo", alpha: float = 0.6
 ) -> Image.Image:
-    """Lay the positive part of a map over its photo; what has no evidence stays the photo.
+    """Blend the positive part of a map over its photo; the photo stays as it is where there is no evidence.
 
-    Opacity is ``alpha * smoothstep(2 v)``, v = ReLU(map) / scale clipped to [0, 1]: no rim where evidence starts, and
-    full from half the scale on, where colour alone tells values apart. The unexplained turns grey behind a thin line.
+    Opacity is ``alpha * smoothstep(2 v)``, v = ReLU(map) / scale clipped to [0, 1]: no edge where evidence starts, and
+    full from half the scale on, where colour alone tells values apart. What the crop left out turns grey behind a line.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def overlay(
 
 
 def signed_overlay(photo: Photo, map: npt.ArrayLike, *, scale: float) -> Image.Image:
-    """Lay both signs of a map over its photo in pale grey: red adds to the score, blue takes from it.
+    """Blend both signs of a map over its photo in pale grey: red adds to the score, blue subtracts from it.
 
     Colour is full where the map reaches ``scale`` logits of either sign. Other parameters and errors as in `overlay`.
     """
@@ -136,7 +136,7 @@ def signed_overlay(photo: Photo, map: npt.ArrayLike, *, scale: float) -> Image.I
 
 
 def masks(map: npt.ArrayLike, *, threshold: float = 0.2, component: Component = "largest") -> npt.NDArray[np.bool_]:
-    """Mark the positions (H, W) of strong evidence: at least ``threshold`` times the map's largest value.
+    """Return a mask (H, W) of strong evidence: at least ``threshold`` times the map's largest value.
 
     Zhou et al. 2016 (arXiv 1512.04150, section 3.2) take 20% of the maximum and the largest connected component.
     Positions connect through sides and corners; of equally large components the upper, then the left, comes first.
@@ -157,7 +157,7 @@ def masks(map: npt.ArrayLike, *, threshold: float = 0.2, component: Component = 
 
 
 def boxes(map: npt.ArrayLike, *, threshold: float = 0.2, component: Component = "largest") -> Integers:
-    """Box what `masks` marks: rows (left, top, right, bottom) in pixels, right and bottom exclusive.
+    """Return the bounding boxes of what `masks` marks: rows (left, top, right, bottom), right and bottom exclusive.
 
     The component of most pixels comes first; (0, 4) where no evidence is positive. Parameters and errors as in `masks`.
 
@@ -189,7 +189,7 @@ def draw_boxes(
 def draw_contours(
     picture: Image.Image, map: npt.ArrayLike, *, levels: Sequence[float] = (0.2, 0.5, 0.8), color: str = "white"
 ) -> Image.Image:
-    """Draw lines of equal evidence on a copy of a picture, at shares of the map's largest value; errors as `masks`."""
+    """Draw contour lines of a map on a copy of a picture, at shares of the map's largest value; errors as `masks`."""
     values, pixels = _checked_pair(map, picture)
     cv2, width = opencv(), _line_width(picture.size)
     regions = [masks(values, threshold=level, component="all").astype(np.uint8) for level in levels]
@@ -220,7 +220,7 @@ def _checked_pair(map: npt.ArrayLike, photo: Photo) -> tuple[Values, Pixels]:
 
 
 def _evidence(values: Values) -> Values:
-    return np.where(values > 0, values, 0)  # NaN > 0 is False: what is unexplained counts as none
+    return np.where(values > 0, values, 0)  # NaN > 0 is False: no evidence where the crop left the photo out
 
 
 def _strength(values: Values, scale: float) -> Values:
@@ -234,12 +234,12 @@ def _blend(pixels: Pixels, tint: Pixels, opacity: Values) -> Pixels:
     return np.rint(base + (tint - base) * opacity.astype(np.float32)[..., None]).astype(np.uint8)
 
 
-def _framed(pixels: Pixels, unexplained: npt.NDArray[np.bool_]) -> Image.Image:
-    if unexplained.any():
-        pixels[unexplained] = np.rint(0.4 * (pixels[unexplained] @ _LUMA) + 40).astype(np.uint8)[:, None]
-        reach = 2 * _line_width(unexplained.shape) - 1
-        near = opencv().dilate((~unexplained).astype(np.uint8), np.ones((reach, reach), dtype=np.uint8))
-        pixels[unexplained & (near > 0)] = 255  # outside, so that the line hides nothing that is explained
+def _framed(pixels: Pixels, outside: npt.NDArray[np.bool_]) -> Image.Image:
+    if outside.any():
+        pixels[outside] = np.rint(0.4 * (pixels[outside] @ _LUMA) + 40).astype(np.uint8)[:, None]
+        reach = 2 * _line_width(outside.shape) - 1
+        near = opencv().dilate((~outside).astype(np.uint8), np.ones((reach, reach), dtype=np.uint8))
+        pixels[outside & (near > 0)] = 255  # beyond the crop's edge, so that the line hides no evidence
     return Image.fromarray(pixels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -13,9 +14,17 @@ from PIL import Image, ImageDraw, ImageFont
 __all__ = ["Ink", "Paragraph", "draw_text", "text_block"]
 
 Ink = tuple[int, ...]
-Paragraph = tuple[str, int, Ink, int]  # text, size in pixels, colour, lines at most
-
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # for a character that no font has
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Text of one size (in pixels) and colour (RGB), with a largest number of lines."""
+
+    text: str
+    size: int
+    fill: Ink
+    max_lines: int
 
 
 def draw_text(
@@ -52,16 +61,12 @@ def text_block(paragraphs: Sequence[Paragraph], width: int, background: Ink) -> 
 
     What is wider than the picture is wrapped at spaces, then shortened with an ellipsis.
     """
-    lines = [
-        (line, size, ink)
-        for text, size, ink, most in paragraphs
-        for line in _wrapped(text.split(), size, width - 1, most)  # a letter may lean out by a pixel
-    ]
-    page = Image.new("RGB", (width, sum(_line_height(size) for _, size, _ in lines)), background)
+    lines = [(line, each) for each in paragraphs for line in _wrapped(each, width - 1)]  # letters lean out by a pixel
+    page = Image.new("RGB", (width, sum(_line_height(each.size) for _, each in lines)), background)
     sheet, y = ImageDraw.Draw(page), 0
-    for line, size, ink in lines:
-        draw_text(sheet, (0, y), line, size=size, fill=ink)
-        y += _line_height(size)
+    for line, each in lines:
+        draw_text(sheet, (0, y), line, size=each.size, fill=each.fill)
+        y += _line_height(each.size)
     return page
 
 
@@ -69,15 +74,16 @@ def _line_height(size: int) -> int:
     return round(1.35 * size)
 
 
-def _wrapped(words: list[str], size: int, width: int, most: int) -> Iterator[str]:
-    for number in range(1, most + 1):
+def _wrapped(paragraph: Paragraph, width: int) -> Iterator[str]:
+    words, size = paragraph.text.split(), paragraph.size
+    for number in range(1, paragraph.max_lines + 1):
         if not words:
             return
         taken = 1
         while taken < len(words) and _length(" ".join(words[: taken + 1]), size) <= width:
             taken += 1
         line, words = " ".join(words[:taken]), words[taken:]
-        line += "…" if words and number == most else ""
+        line += "…" if words and number == paragraph.max_lines else ""
         while _length(line, size) > width and len(line) > 1:
             line = line.rstrip("…")[:-1] + "…"
         yield line

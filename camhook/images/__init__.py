@@ -1,1 +1,1 @@
-"""Photos to model inputs, and maps back to the photo's pixels."""
+"""Photos, their preprocessing and batches, and maps upsampled to the photo's pixels."""

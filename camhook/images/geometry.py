@@ -1,4 +1,4 @@
-"""Where the model input lies in the original photo, and maps drawn at the photo's own pixels."""
+"""Geometry of resizing and cropping: position of the model's input in the photo, and maps upsampled to the photo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Geometry"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the model's input lies in the original photo.
+    """Position and scale of the model's input in the original photo.
 
     ``input = photo * scale + offset`` along each axis, in coordinates where pixel ``i`` covers ``[i, i + 1)``.
 
@@ -31,19 +31,20 @@ class Geometry:
 
     @classmethod
     def identity(cls, size: tuple[int, int]) -> Geometry:
-        """Geometry of a picture of this (height, width) that is the model's input as it stands."""
+        """Return the geometry of a picture of this (height, width) that is the model's input itself."""
         return cls(photo_size=size, input_size=size, scale=(1.0, 1.0), offset=(0.0, 0.0))
 
     def resized(self, size: tuple[int, int]) -> Geometry:
-        """Geometry of the same photo drawn at another (height, width)."""
+        """Return the geometry of the same photo at another (height, width)."""
         rows, columns = (old * s / new for old, s, new in zip(self.photo_size, self.scale, size, strict=True))
         return replace(self, photo_size=size, scale=(rows, columns))
 
     def to_photo(self, maps: Tensor) -> Tensor:
-        """Draw maps (..., h, w) over the model's input at the photo's own pixels: (..., H, W), float32 (or float64).
+        """Upsample maps (..., h, w) over the model's input to the photo's pixels, (..., H, W), float32 or float64.
 
-        Bilinear between the centres of the map's cells; from the outermost centres to the border of the model's input
-        the edge cells' values are held. NaN at photo pixels whose centre lies outside the model's input.
+        Bilinear interpolation between the centres of the map's cells; between the outermost centres and the border of
+        the model's input the value of the edge cell (``align_corners=False`` of `torch.nn.functional.interpolate`).
+        NaN at photo pixels whose centre lies outside the model's input.
         """
         maps = maps if maps.dtype == torch.float64 else maps.float()
         for axis, dim in enumerate((-2, -1)):

@@ -1,4 +1,4 @@
-"""Photos to the model's input, by timm's own transform; and maps over that input back to the photo's pixels."""
+"""Photos as RGB images: files, Pillow images and arrays decoded, turned upright, checked."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from camhook.errors import ImageError
 
 Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
-# What Pillow raises on bad input: fuzzing shows that it is by no means always an OSError.
-_BROKEN = (OSError, EOFError, MemoryError, SyntaxError, struct.error)
-_BAD = (*_BROKEN, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
+# What Pillow raises on bad input: as fuzzing shows, not always an OSError.
+_BAD = (
+    *(OSError, EOFError, MemoryError, SyntaxError, struct.error),
+    *(ValueError, TypeError, LookupError, ArithmeticError, RuntimeError),
+)
 _DAMAGED = "it is damaged, cut short, locked, or of a mode that Pillow cannot turn into RGB"
 
 
@@ -42,11 +44,11 @@ def load_photo(source: Source) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _upright_rgb(_from_array(source), "the array")
     if isinstance(source, Image.Image):
-        with guarded("the PIL image"):
+        with image_errors("the PIL image"):
             return _upright_rgb(source, "the PIL image")
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
-        with guarded(f"the file {path!r}", path), Image.open(path) as image:
+        with image_errors(f"the file {path!r}", path), Image.open(path) as image:
             return _upright_rgb(image, f"the file {path!r}")
     raise ImageError(
         f"found {type(source).__name__}, expected a path, a PIL image or a uint8 array; a preprocessed (B, C, H, W) "
@@ -68,7 +70,7 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
 
 def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
     image.load()
-    # Older Pillows open 16-bit PNG and PGM files as 32-bit integers.
+    # Older versions of Pillow open 16-bit PNG and PGM files as 32-bit integers.
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if 0 in image.size or (image.mode in ("I", "F") and not deep):
         found = f"{what} has mode {image.mode!r} and {image.height} x {image.width} pixels; expected at least 1 x 1 and"
@@ -90,8 +92,20 @@ def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
 
 
 @contextmanager
-def guarded(what: str, path: str | None = None, *, advice: str = _DAMAGED) -> Iterator[None]:
-    """Say what is wrong where Pillow raises, and let pass in silence what is large but within its limit."""
+def image_errors(what: str, path: str | None = None, *, advice: str = _DAMAGED) -> Iterator[None]:
+    """Turn whatever Pillow or a transform raises in the block into an `ImageError` with advice.
+
+    Pillow's warning of images that are large, but within its limit, is silenced.
+
+    Parameters
+    ----------
+    what
+        The subject of the message.
+    path
+        The file that is read, if any: a directory, a missing and an empty file have advice of their own.
+    advice
+        What to do in the other cases.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

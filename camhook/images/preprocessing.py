@@ -1,4 +1,4 @@
-"""timm's evaluation transform of photos, with the geometry that maps its output back to each photo."""
+"""timm's evaluation transform, with the geometry that maps its output back to each photo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from camhook.errors import ImageError
 from camhook.images.geometry import Geometry
-from camhook.images.photos import Source, guarded, load_photo
+from camhook.images.photos import Source, image_errors, load_photo
 
 __all__ = ["ImageBatch", "Preprocessing", "TensorPhotos"]
 
@@ -25,7 +25,7 @@ _CONFIG_ADVICE = "pass what timm.data.resolve_model_data_config(model) returns"
 
 @dataclass(frozen=True, eq=False)
 class ImageBatch:
-    """Photos made ready for a model, with what it takes to draw on the originals."""
+    """Preprocessed photos, with the originals and the geometry to draw on them."""
 
     tensor: Tensor  # (B, C, H, W), float32, preprocessed
     photos: list[Image.Image]  # the upright originals, RGB
@@ -34,7 +34,7 @@ class ImageBatch:
 
 
 class Preprocessing:
-    """timm's own evaluation transform, which also remembers where in each photo the model looked.
+    """timm's evaluation transform, which also records which part of each photo the model's input shows.
 
     Parameters
     ----------
@@ -70,7 +70,18 @@ class Preprocessing:
         return height, width
 
     def __call__(self, sources: Sequence[Source]) -> ImageBatch:
-        """Read photos, as `load_photo` does, and make them ready; an `ImageError` says why that cannot be done."""
+        """Read and preprocess photos.
+
+        Parameters
+        ----------
+        sources
+            A path, Pillow image or uint8 array each, as `load_photo` takes them.
+
+        Raises
+        ------
+        ImageError
+            If one cannot be read, or the transform cannot be applied to it.
+        """
         if self.in_chans not in (1, 3):
             raise ImageError(f"photos do not have {self.in_chans} channels; pass a preprocessed (B, C, H, W) tensor.")
         if isinstance(sources, (str, os.PathLike, Image.Image, np.ndarray)):
@@ -82,14 +93,14 @@ class Preprocessing:
             Path(os.fsdecode(source)).stem if isinstance(source, (str, os.PathLike)) else f"image{index}"
             for index, source in enumerate(sources)
         ]
-        tensors, geometries = zip(*map(self._follow, photos, names), strict=True)
+        tensors, geometries = zip(*map(self._transform, photos, names), strict=True)
         return ImageBatch(torch.stack(tensors).float(), photos, names, list(geometries))
 
     def photos_of(self, tensor: Tensor) -> list[Image.Image]:
-        """Pictures (RGB, one per image) to draw on for a tensor (B, C, H, W) that came preprocessed.
+        """Return RGB images to draw on for a preprocessed tensor (B, C, H, W).
 
         With 3 channels or 1 the normalisation is undone and clipped; any other number of channels is averaged and
-        stretched from its least to its greatest value, image by image.
+        scaled from its least to its greatest value, per image.
         """
         pixels = tensor.detach().float().cpu()
         if pixels.shape[1] in (1, 3):
@@ -103,13 +114,13 @@ class Preprocessing:
         pixels = pixels.nan_to_num().clamp(0, 1).mul(255).round().byte().expand(-1, 3, -1, -1)
         return [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in pixels]
 
-    def _follow(self, photo: Image.Image, name: str) -> tuple[Tensor, Geometry]:
-        """Apply timm's steps one by one, watching what each does to the picture's size."""
+    def _transform(self, photo: Image.Image, name: str) -> tuple[Tensor, Geometry]:
+        """Apply timm's steps one by one, and derive the geometry from what each does to the picture's size."""
         from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio, TrimBorder
         from timm.data.transforms_factory import create_transform
         from torchvision.transforms import CenterCrop, Normalize, Resize, ToTensor
 
-        with guarded(f"data_config {self.config}", advice=_CONFIG_ADVICE):
+        with image_errors(f"data_config {self.config}", advice=_CONFIG_ADVICE):
             steps = create_transform(**self.config).transforms
         picture: Any = photo.convert("L") if self.in_chans == 1 else photo
         size, scale, offset = np.array((photo.height, photo.width)), np.ones(2), np.zeros(2)
@@ -119,7 +130,7 @@ class Preprocessing:
                 advice = "change data_config, or pass a preprocessed (B, C, H, W) tensor"
                 raise ImageError(f"the preprocessing step {step} cannot be traced back to the photo; {advice}.")
         advice = f"it may be too small or narrow for {', '.join(map(str, steps))}"
-        with guarded(f"{name} ({photo.height} x {photo.width})", advice=advice):
+        with image_errors(f"{name} ({photo.height} x {photo.width})", advice=advice):
             for step in steps:
                 before, picture = size, step(picture)
                 size = np.array(picture.shape[-2:] if isinstance(picture, Tensor) else picture.size[::-1])
@@ -137,7 +148,7 @@ class Preprocessing:
 
 
 class TensorPhotos(Sequence[Image.Image]):
-    """Pictures of a preprocessed tensor, made when they are first drawn on."""
+    """RGB images of a preprocessed tensor, computed on access."""
 
     def __init__(self, preprocessing: Preprocessing, tensor: Tensor) -> None:
         self._preprocessing, self._tensor = preprocessing, tensor

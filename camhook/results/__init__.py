@@ -1,1 +1,1 @@
-"""What a call returns, and its files."""
+"""Result of a call, its numbers and its files."""

@@ -161,7 +161,7 @@ class CAMResult:
         alpha: float = 0.6,
         scale: float | None = None,
     ) -> Image.Image:
-        """Lay one class's positive evidence over the original photo, at its full size.
+        """Blend one class's positive evidence over the original photo, at its full size.
 
         Parameters
         ----------
@@ -169,6 +169,8 @@ class CAMResult:
             Which image.
         target
             Which of the classes explained, by index or name; default the first.
+        colormap, alpha
+            See `drawing.overlay.overlay`.
         scale
             Logits at the last colour; default the largest value among all maps of that image, so that classes compare.
 
@@ -189,7 +191,7 @@ class CAMResult:
         threshold: float = 0.2,
         component: drawing.Component = "largest",
     ) -> npt.NDArray[np.signedinteger]:
-        """Return boxes (n, 4), (left, top, right, bottom) in the photo's pixels; see `drawing.boxes`."""
+        """Return boxes (n, 4), (left, top, right, bottom) in the photo's pixels; see `drawing.overlay.boxes`."""
         return drawing.boxes(self._drawable(index, target), threshold=threshold, component=component)
 
     def masks(
@@ -200,7 +202,7 @@ class CAMResult:
         threshold: float = 0.2,
         component: drawing.Component = "largest",
     ) -> npt.NDArray[np.bool_]:
-        """Return a mask (H, W) of the evidence in the photo's pixels; see `drawing.masks`."""
+        """Return a mask (H, W) of the evidence in the photo's pixels; see `drawing.overlay.masks`."""
         return drawing.masks(self._drawable(index, target), threshold=threshold, component=component)
 
     def panels(self, index: int = 0) -> list[Panel]:
@@ -218,7 +220,7 @@ class CAMResult:
         scales = ", ".join(f"{self.scale(index):.3g}" for index in range(len(self)))
         footer = (
             f"{self.model_name}, {self.method} at {self.target_layer}. Colour is positive evidence, up to {scales} "
-            "logits (one scale a row). Grey: not seen by the model."
+            "logits (one scale per row). Grey: not seen by the model."
         )
         return montage([self.panels(index) for index in range(len(self))], footer=footer)
 

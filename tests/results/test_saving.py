@@ -192,7 +192,7 @@ def content(data: bytes) -> Callable[[Path], None]:
     return write
 
 
-STRANGERS = [
+FOREIGN_FILES = [
     pytest.param("dog.0-tabby.png", picture_bytes, id="picture"),
     pytest.param("dog.0-tabby.png", content(b""), id="empty picture"),
     pytest.param("dog.0-tabby.png", content(b"\x89PNG\r\n\x1a\nbroken"), id="broken picture"),
@@ -209,8 +209,8 @@ STRANGERS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "make"), STRANGERS)
-def test_stranger_in_the_directory_is_left_alone(
+@pytest.mark.parametrize(("name", "make"), FOREIGN_FILES)
+def test_a_foreign_file_in_the_directory_is_left_alone(
     one: CAMResult, tmp_path: Path, name: str, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / name)
@@ -225,7 +225,7 @@ def test_stranger_in_the_directory_is_left_alone(
     one.save(tmp_path)  # now it is camhook's own
 
 
-def test_strangers_picture_is_left_alone(several: CAMResult, tmp_path: Path) -> None:
+def test_a_foreign_picture_is_left_alone(several: CAMResult, tmp_path: Path) -> None:
     picture_bytes(tmp_path / "cam_1.png")
     before = (tmp_path / "cam_1.png").read_bytes()
     with pytest.raises(OutputError, match=r"cam_1\.png is there already"):
