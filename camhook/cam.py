@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camhook.capture import Capture
-from camhook.dissection import dissected
+from camhook.anatomy import draw_anatomy
+from camhook.capture import Capture, plan_to_capture
 from camhook.engine.capture import CapturedPass, capture_pass
 from camhook.engine.description import Description
 from camhook.engine.explanation import Explanation
 from camhook.engine.inputs import size_of
 from camhook.engine.reader import ModelReader
-from camhook.errors import UnsupportedModelError
 from camhook.fitting.probe import Probe
 from camhook.images.geometry import Geometry
 from camhook.images.photos import Source
@@ -122,19 +121,14 @@ class CAM:
             Each says what was found, what was expected and what to do.
         """
         tensor, batch = self.reader.inputs(images)
-        return self._result(self._explained(tensor, method), tensor, batch, target, topk, contrast)
+        return self._result(self.explanation(tensor, method), tensor, batch, target, topk, contrast)
 
     @contextmanager
     def capture(self) -> Iterator[Capture]:
         """Capture the caller's own forward pass, in serving, validation or training, and explain it afterwards.
 
-        The pass is not changed by a bit, and no second one is run.
-
-        Yields
-        ------
-        Capture
-            Its ``result(target=None)`` returns the maps once the model has run in the block; it takes what the call
-            ``cam(images, target)`` takes. Ask for it before the weights change.
+        The pass is not changed by a bit, and no second one is run. What is yielded has ``result(target=None)``, which
+        takes what the call ``cam(images, target)`` takes; ask for it before the weights change.
 
         Raises
         ------
@@ -153,19 +147,7 @@ class CAM:
         >>> captured.result().maps.shape
         torch.Size([2, 1, 10, 10])
         """
-        if self.reader.found_in:
-            raise UnsupportedModelError(
-                f"capture() cannot watch a model inside {self.reader.found_in}: hooks set on it now do not fire there. "
-                "Call cam(images), which runs the module itself, or wrap and run the module itself."
-            )
-        plan = self.reader.plan
-        self.reader.check_head(plan)
-        if plan.has_bypass:
-            raise UnsupportedModelError(
-                f"capture() gives maps from one pass; a skip connection bypasses {plan.target_layer}, so that this map "
-                "costs a second. Call cam(images)."
-            )
-        with capture_pass(self.model, plan) as passed:
+        with capture_pass(self.model, plan_to_capture(self.reader)) as passed:
             yield Capture(passed, self._finished)
 
     @torch.inference_mode(False)
@@ -186,11 +168,6 @@ class CAM:
             ``"gap"``, or ``"attention"``: weighted by the class token's last attention.
         **options
             The solver, weights, checkpoints and the rest.
-
-        Returns
-        -------
-        FitReport
-            How far the probe may be believed, measured on images held out.
         """
         from camhook.fitting.fit import fit
 
@@ -200,16 +177,13 @@ class CAM:
     def describe(self) -> Description:
         """Describe where and how this model's map is read.
 
-        Raises
-        ------
-        CamhookError
-            If that is not known yet, since the input size is not: pass ``input_size=`` to wrap, or explain an image.
+        Raises `CamhookError` while the input size is not known: pass ``input_size=`` to wrap, or explain an image.
         """
         return Description.of(self.reader.name, self.reader.plan)
 
     @torch.inference_mode(False)
     def anatomy(self, photo: Source | Tensor, target: int | str | None = None, *, channels: int = 5) -> Image.Image:
-        """Draw the equation behind a map: the feature maps that add most to a class, with weights, and the others.
+        """Draw the equation behind a map: photo = channel + ... + the other channels + offset = map, in logits.
 
         Parameters
         ----------
@@ -218,17 +192,12 @@ class CAM:
         target
             The class, by index or name; default the predicted one.
         channels
-            How many feature maps to show one by one.
-
-        Returns
-        -------
-        PIL.Image.Image
-            photo = channel + ... + the other channels + offset = map, in logits.
+            How many feature maps to show one by one, each with its weight: those that add most.
         """
         tensor, batch = self.reader.inputs(photo)
-        explanation = self._explained(tensor, None)
+        explanation = self.explanation(tensor)
         result = self._result(explanation, tensor, batch, target, None, None)
-        return dissected(result, explanation.decomposition, channels=channels)
+        return draw_anatomy(result, explanation.decomposition, channels=channels)
 
     def module(
         self,
@@ -248,14 +217,12 @@ class CAM:
             The classes with the highest logits, this many, chosen within the graph; default 1.
         input_size
             (height, width) of its images in pixels; default the model's own.
-        method
-            As in calling the CAM.
 
         Returns
         -------
         MapModule
-            From preprocessed images (B, C, H, W) to logits (B, K) and maps (B, T, h, w), for any B. Its weights are a
-            copy.
+            From preprocessed images (B, C, H, W) to logits (B, K) and maps (B, T, h, w), for any B. It holds copies of
+            the weights.
 
         Raises
         ------
@@ -270,7 +237,9 @@ class CAM:
         >>> logits.shape, maps.shape
         (torch.Size([2, 1000]), torch.Size([2, 3, 5, 5]))
         """
-        return self._recorded(target, topk, input_size, method, None)
+        from camhook.recording import record_module
+
+        return record_module(self._copied(method), target, topk, input_size)
 
     def export(
         self,
@@ -284,66 +253,26 @@ class CAM:
     ) -> Exported:
         """Write the model and its maps to a file, ``.onnx`` or ``.pt2``, and run that to verify that it gives the same.
 
-        Preprocessing and class names are written into it (``metadata_props["camhook"]``, as JSON). See `module` for
-        the other parameters.
-
-        Returns
-        -------
-        Exported
-            The path, and how far the file's logits and maps are from the model's own.
+        Preprocessing and class names are written into it (``metadata_props["camhook"]``, as JSON). Parameters and
+        errors as in `module`.
 
         Raises
         ------
-        OutputError
-            If a file is there that camhook did not write, or the path cannot be written to.
-        UnsupportedModelError
-            If the model cannot be written in that format.
-        DependencyError
-            If ONNX is asked for and its packages are not installed.
+        OutputError, UnsupportedModelError, DependencyError
+            If another file is there, the format cannot express the model, or the packages for ONNX are missing.
         """
-        from camhook.exporting.files import metadata, write
+        from camhook.recording import export
 
-        # ONNX Runtime implements few operators in double precision.
-        secant_dtype = torch.float32 if os.fspath(path).endswith(".onnx") else None
-        module = self._recorded(target, topk, input_size, method, secant_dtype)
-        about = metadata(
-            module,
-            explains=self.describe().as_dict(),
-            head=str(self.reader.plan_for((module.input_shape[1], module.input_shape[2])).head),
-            class_names=self.class_names,
-            data_config=self.preprocessing.config if self.preprocessing else None,
-        )
-        return write(module, path, about, overwrite=overwrite)
+        return export(self._copied(method), path, target, topk, input_size, overwrite=overwrite)
 
-    def _recorded(
-        self,
-        target: Any,
-        topk: int | None,
-        input_size: Sequence[int] | None,
-        method: str | None,
-        secant_dtype: torch.dtype | None,
-    ) -> MapModule:
-        from camhook.exporting.modules import MapModule, classes_of, record
+    def _copied(self, method: str | None) -> CAM:
+        """Return a CAM of a structural copy of the model, which shares its tensors and nothing else."""
+        return CAM(self.reader.copied(), probe=self._probe, method=method or self.method)
 
-        height, width = input_size or self.reader.plan.input_size
-        self.reader.plan_for((height, width))
-        copied = CAM(self.reader.copied(), method=method or self.method)  # running on fake tensors may change it
-        copied.probe = self._probe
-        named: list[tuple[int, ...] | str] = []
-
-        def compute(images: Tensor) -> tuple[Tensor, Tensor]:
-            explanation = copied._explained(images, None, secant_dtype)
-            classes, names = classes_of(target, topk, explanation.logits, explanation.class_names)
-            named.append(names)
-            with torch.no_grad():
-                return explanation.logits, explanation.maps(classes, every=names == "all")
-
-        shape = (self.reader.in_chans, height, width)
-        graph = record(compute, copied.model, shape, like=self.reader.reference, name=self.reader.name)
-        return MapModule(graph, shape, named[0])
-
-    def _explained(self, images: Tensor, method: str | None, secant_dtype: torch.dtype | None = None) -> Explanation:
-        """Run the model once and decompose its logits, or a probe's scores."""
+    def explanation(
+        self, images: Tensor, method: str | None = None, *, secant_dtype: torch.dtype | None = None
+    ) -> Explanation:
+        """Run the model once on preprocessed images (B, C, H, W) and decompose its logits, or a probe's scores."""
         has_head = self._probe is None or self.reader.plan_for(size_of(images)).head is not None
         if explains_probe(self._probe, method or self.method, has_head=has_head):
             return probe_explanation(self.reader, self._probe, images)

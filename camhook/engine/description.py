@@ -1,4 +1,4 @@
-"""What camhook found out about a model, in words and as plain data."""
+"""Description of how a model's map is read, in words and as plain data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["Description"]
 _TAILS = {
     "none": "no classifier",
     "linear": "affine as it stands: the map is Zhou's CAM",
-    "norm-linear": "affine once norms and attention weights are held",
+    "norm-linear": "affine once norm scales and attention weights are frozen",
     "mlp": "affine, one layer of activations, affine: path integral in closed form",
-    "deep": "several layers of activations: each replaced by its secant from the rest to the features",
+    "deep": "several layers of activations: each replaced by its secant between baseline and value",
 }
 
 
 @dataclass(frozen=True)
 class Description:
-    """What camhook found out about a model; prints well.
+    """How a model's map is read; prints as a table.
 
     Attributes
     ----------

@@ -62,7 +62,7 @@ class ModelReader:
         *,
         adapter: Adapter | None = None,
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
-        class_names: Sequence[str] | Mapping[int, str] | None = None,
+        class_names: Sequence[str] | Mapping[int, str] | ClassNames | None = None,
         data_config: Any = None,
         input_size: tuple[int, int] | None = None,
         output: Output | str | int | None = None,
@@ -72,7 +72,9 @@ class ModelReader:
         self.output = Selector(output)
         self.name = libraries.model_name(self.model)
         self._adapter, self._layers = adapter, layer_names(self.model, target_layer)
-        self._given_names = class_names if class_names is None else ClassNames(class_names)
+        if class_names is not None and not isinstance(class_names, ClassNames):
+            class_names = ClassNames(class_names)
+        self._given_names = class_names
         self._given_config = data_config
         self._names: dict[int, ClassNames] = {}
         self._plans = dict(plans or {})
@@ -168,6 +170,8 @@ class ModelReader:
             model,
             adapter=self._adapter,
             target_layer=self._layers or None,
+            class_names=self._given_names,
+            data_config=self._given_config,
             input_size=self.input_size,
             output=self.output.output,
             plans=self._plans,

@@ -13,10 +13,10 @@ from camhook.drawing.anatomy import Term, channel_anatomy
 from camhook.errors import ImageError, UnsupportedModelError
 from camhook.results.result import CAMResult
 
-__all__ = ["dissected"]
+__all__ = ["draw_anatomy"]
 
 
-def dissected(result: CAMResult, decomposition: Decomposition, *, channels: int) -> Image.Image:
+def draw_anatomy(result: CAMResult, decomposition: Decomposition, *, channels: int) -> Image.Image:
     """Draw the feature maps that add most to a result's one map, each with its weight, and the sum of the others.
 
     Raises
@@ -28,8 +28,8 @@ def dissected(result: CAMResult, decomposition: Decomposition, *, channels: int)
     """
     if len(result) != 1:
         raise ImageError(f"anatomy draws one image; {len(result)} were given.")
-    source = decomposition.inputs[0]
-    if len(decomposition.inputs) > 1 or not isinstance(source, MeanInput):
+    pooled = decomposition.inputs[0]
+    if len(decomposition.inputs) > 1 or not isinstance(pooled, MeanInput):
         raise UnsupportedModelError(
             f"anatomy draws feature maps pooled by their mean; {result.head} reads them otherwise."
         )
@@ -39,7 +39,7 @@ def dissected(result: CAMResult, decomposition: Decomposition, *, channels: int)
         return geometry.to_photo(torch.as_tensor(values)).float().cpu().numpy()
 
     weights = decomposition.multipliers(result.target)[0][0, 0].detach()
-    contributions = weights[:, None, None] * source.positions[0].detach()
+    contributions = weights[:, None, None] * pooled.positions[0].detach()
     return channel_anatomy(
         result.photo(),
         contributions.cpu().numpy(),
