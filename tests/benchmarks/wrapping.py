@@ -1,9 +1,9 @@
-"""How long `camhook.wrap` takes, over timm's architectures, and a second instance of the same architecture.
+"""How long `camhook.wrap` takes, over timm's architectures.
 
 Run: python tests/benchmarks/wrapping.py [--every N] [--jobs N]
 
 Models are built on the meta device, outside the timing, and come with their input size, so that wrapping finds a plan.
-What drawing stand-in values costs is in the figures; what copying weights would cost is not, since nothing copies any.
+What drawing random parameters costs is in the figures; what copying weights would cost is not, since nothing copies any.
 """
 
 from __future__ import annotations
@@ -23,32 +23,24 @@ from camhook.cli.models import in_parallel
 from camhook.errors import CamhookError
 
 
-def timed(name: str) -> tuple[float, float] | str:
-    """Return the seconds that wrapping two instances took, one after the other, or why there is none."""
+def timed(name: str) -> float | str:
+    """Return the seconds that wrapping took, or why it could not be done."""
     try:
-        models = [made(name) for _ in range(2)]
+        model = made(name)
     except Exception as error:  # whatever an architecture's code may raise on the meta device
         return f"timm could not make it: {type(error).__name__}"
-    seconds = []
-    for model in models:
-        gc.collect()
-        begun = time.perf_counter()
-        try:
-            camhook.wrap(model)
-        except CamhookError as error:
-            return str(error)
-        seconds.append(time.perf_counter() - begun)
-    return seconds[0], seconds[1]
+    gc.collect()
+    begun = time.perf_counter()
+    try:
+        camhook.wrap(model)
+    except CamhookError as error:
+        return str(error)
+    return time.perf_counter() - begun
 
 
 def made(name: str) -> Any:
     with torch.device("meta"):
         return timm.create_model(name)
-
-
-def told(title: str, seconds: list[float]) -> None:
-    deciles = statistics.quantiles(seconds, n=10)
-    echo(f"{title}: median {statistics.median(seconds):.3f} s, 90th percentile {deciles[-1]:.3f} s")
 
 
 def main() -> None:
@@ -58,12 +50,11 @@ def main() -> None:
     options = parser.parse_args()
     names = timm.list_models()[:: options.every]
     found = dict(in_parallel(timed, names, options.jobs))
-    both = {name: times for name, times in found.items() if isinstance(times, tuple)}
-    echo(f"{len(names)} architectures, {len(both)} wrapped")
-    for index, title in enumerate(("first wrap", "second wrap of the same architecture")):
-        told(title, [times[index] for times in both.values()])
-        slowest = sorted(both, key=lambda name: -both[name][index])[:10]
-        echo("  slowest: " + ", ".join(f"{name} {both[name][index]:.2f} s" for name in slowest))
+    seconds = {name: taken for name, taken in found.items() if isinstance(taken, float)}
+    median, tenth = statistics.median(seconds.values()), statistics.quantiles(seconds.values(), n=10)[-1]
+    echo(f"{len(names)} architectures, {len(seconds)} wrapped: median {median:.3f} s, 90th percentile {tenth:.3f} s")
+    slowest = sorted(seconds, key=lambda name: -seconds[name])[:10]
+    echo("slowest: " + ", ".join(f"{name} {seconds[name]:.2f} s" for name in slowest))
 
 
 if __name__ == "__main__":
