@@ -55,3 +55,10 @@ def test_a_forbidden_import_breaks_a_contract(file: str, line: str, broken: str,
     found = lint(copy)
     assert found.returncode == 1, found.stdout + found.stderr
     assert f"{broken} BROKEN" in found.stdout
+
+
+def test_no_file_is_longer_than_300_lines() -> None:
+    files = [*(ROOT / "camhook").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
+    assert len(files) > 50
+    longer = {str(file.relative_to(ROOT)): n for file in files if (n := len(file.read_text().splitlines())) > 300}
+    assert not longer
