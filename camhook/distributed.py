@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -168,6 +168,19 @@ class Ranks:
         found: list[T] = [value] * self.world
         dist.all_gather_object(found, value)
         return found
+
+    def agreed(self, compute: Callable[[], T], *, first_only: bool = False) -> T:
+        """Compute on every rank, or on the first for all, and raise any rank's error on each; every rank must call."""
+        found: T | None = None
+        error: CamhookError | None = None
+        if self.rank == 0 or not first_only:
+            try:
+                found = compute()
+            except CamhookError as raised:
+                error = raised
+        if first := next(filter(None, self.gathered(error)), None):
+            raise first
+        return cast(T, self.gathered(found)[0] if first_only else found)
 
     def wait(self) -> None:
         """Wait until all ranks are here (a barrier); every rank must call.

@@ -7,21 +7,27 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, PngImagePlugin
 
-from camhook.errors import OutputError
+from camhook.errors import CamhookError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "HTML_GENERATOR",
     "SOFTWARE",
     "atomic_write",
     "check_overwrite",
+    "read_tensors",
     "save_png",
     "write_bytes",
+    "write_tensors",
     "written_by_camhook",
 ]
 
@@ -90,6 +96,57 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str], *, overwrite: b
     info.add_text("Software", f"{SOFTWARE} {version('camhook')}")
     with atomic_write(path) as partial:
         picture.save(partial, "PNG", pnginfo=info)
+
+
+def write_tensors(
+    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Write a safetensors file atomically: tensors, and facts in types that JSON has.
+
+    Parameters
+    ----------
+    kind
+        Name of the format, which `read_tensors` and `written_by_camhook` compare.
+
+    Raises
+    ------
+    OutputError
+        If the path cannot be written to.
+    """
+    from safetensors.torch import save
+
+    metadata = {"format": kind, "software": f"{SOFTWARE} {version('camhook')}", "facts": json.dumps(facts)}
+    values = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_write(Path(path), durable=True) as partial:
+        partial.write_bytes(save(values, metadata))
+
+
+def read_tensors(
+    path: str | os.PathLike[str], kind: str, names: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors (of these names; default all) and facts that `write_tensors` wrote under that kind.
+
+    Raises
+    ------
+    CamhookError
+        If the file does not exist, is damaged, or is of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            found = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118 (not a mapping)
+            tensors = {name: file.get_tensor(name) for name in found}
+            facts = json.loads(metadata.get("facts", "null"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CamhookError(
+            f"{os.fspath(path)} cannot be read as a {kind}: {error}. Pass a file that camhook wrote."
+        ) from error
+    if metadata.get("format") != kind or not isinstance(facts, dict):
+        given = f"a safetensors file of format {metadata.get('format')!r}"
+        raise CamhookError(f"{os.fspath(path)} is {given}, expected {kind!r}. Pass a file that camhook wrote as that.")
+    return tensors, facts
 
 
 def check_overwrite(files: Sequence[Path], *, overwrite: bool, kind: str = "") -> None:

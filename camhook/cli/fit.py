@@ -1,4 +1,4 @@
-"""The command line's ``camhook fit``; on several processes under ``torchrun -m camhook fit``."""
+"""Command ``camhook fit``: a probe on frozen features; on several processes under ``torchrun -m camhook fit``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from camhook.cli.loading import load_model
+from camhook.cli.options import device_option, model_options, name_option, overwrite_option
 from camhook.errors import OutputError
 from camhook.files import SOFTWARE, check_overwrite, save_png, write_bytes
 
@@ -21,11 +22,11 @@ _DTYPES = ("bfloat16", "float16")
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--model", "name", required=True, help="A timm architecture, hf-hub:NAME, or demo.")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Weights for the model, from a file.")
-@click.option("--num-classes", type=click.IntRange(0), help="Classes of the model; 0 for an encoder without a head.")
+@name_option
+@model_options
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False), hidden=True)  # earlier name of --checkpoint
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The probe's file.")
-@click.option("--overwrite", is_flag=True, help="Replace files that camhook did not write.")
+@overwrite_option
 @click.option("--targets", type=click.Choice(["labels", "logits"]), default="labels", show_default=True)
 @click.option("--pool", type=click.Choice(["gap", "attention"]), default="gap", show_default=True)
 @click.option("--solver", type=click.Choice(["ridge", "logistic"]), default="ridge", show_default=True)
@@ -34,13 +35,15 @@ _DTYPES = ("bfloat16", "float16")
 @click.option("--balanced", is_flag=True, help="Have all classes weigh the same.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images.")
-@click.option("--device", help="Default: a GPU if there is one.")
+@device_option
 @click.option("--autocast", type=click.Choice(_DTYPES), help="Run the model in this precision.")
 @click.option("--channels-last", is_flag=True, help="Give the model images in that memory format.")
 @click.option("--holdout", type=float, default=0.1, show_default=True, help="Share of images to measure by.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the hold-out and the folds.")
-@click.option("--checkpoint", type=click.Path(dir_okay=False), help="Written as it goes; the same command goes on.")
-@click.option("--checkpoint-every", type=float, default=60.0, show_default=True, help="Seconds.")
+@click.option(
+    "--resume", type=click.Path(path_type=Path), help="A folder for pooled features; the command goes on from it."
+)
+@click.option("--checkpoint-every", type=float, default=60.0, show_default=True, help="Seconds between writes.")
 @click.option("--max-skipped", type=float, default=0.05, show_default=True, help="Share that may be unreadable.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as JSON.")
 @click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw the report (PNG).")
@@ -48,6 +51,7 @@ _DTYPES = ("bfloat16", "float16")
 def fit(
     data: Path,
     name: str,
+    checkpoint: str | None,
     weights: str | None,
     num_classes: int | None,
     output: Path,
@@ -56,6 +60,7 @@ def fit(
     balanced: bool,
     workers: int,
     device: str | None,
+    resume: Path | None,
     autocast: str | None,
     report: Path | None,
     figure: Path | None,
@@ -65,7 +70,10 @@ def fit(
     """Fit a probe on a model's frozen features: a linear head whose maps are exact.
 
     DATA is a folder with a folder of images for each class; for --targets logits, which needs no labels, any folder of
-    images. Unreadable images are skipped and listed.
+    images; or a folder of pooled features that an earlier --resume wrote. Unreadable images are skipped and listed.
+
+    --resume PATH keeps the pooled features, 4 bytes each: after an interruption the same command goes on from there,
+    and another --solver, --penalty or --balanced on the same images does not run the model again.
 
     On several processes or machines: torchrun --nproc-per-node N -m camhook fit ...
     """
@@ -74,6 +82,8 @@ def fit(
     from camhook import wrap
     from camhook.distributed import Ranks
 
+    if checkpoint and weights:
+        raise click.UsageError("--weights is an earlier name of --checkpoint; pass one of them.")
     if not output.parent.is_dir():
         raise OutputError(f"There is no folder {output.parent} to write {output.name} to. Make it first.")
     check_overwrite([file for file in (report, figure) if file is not None], overwrite=overwrite)
@@ -81,12 +91,13 @@ def fit(
     place = mine.device_for(device)
     with mine.joined(place) as ranks:
         _log_to_stderr(ranks.rank)
-        cam = wrap(load_model(name, weights, num_classes).to(place))
+        cam = wrap(load_model(name, checkpoint or weights, num_classes).to(place))
         found = cam.fit(
             data,
             penalty=(penalty[0] if len(penalty) == 1 else penalty) if penalty else None,
             class_weight="balanced" if balanced else None,
             num_workers=workers,
+            checkpoint=resume,
             autocast=getattr(torch, autocast) if autocast else None,
             progress=not no_progress,
             **options,

@@ -1,206 +1,240 @@
-"""From data to batches that a model takes: read, preprocessed, numbered, shared between ranks."""
+"""Batches of preprocessed images and labels, read from indexed data or a stream and shared between ranks."""
 
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from camhook.errors import CamhookError, ImageError
-from camhook.fitting.checkpoints import Progress
-from camhook.fitting.items import Pooled, Source, Stream, is_batch, split
+from camhook.distributed import Ranks
+from camhook.errors import CamhookError
+from camhook.images.loading import Batch, ImageReader, load_batches
 from camhook.images.preprocessing import Preprocessing
 
-__all__ = ["Batch", "batches", "first_of"]
+__all__ = [
+    "ADVICE",
+    "Images",
+    "first_batch",
+    "is_batch",
+    "labels_of",
+    "likely_columns",
+    "rank_batches",
+    "split",
+]
 
-_UNREADABLE = (ImageError, OSError, EOFError, SyntaxError, ValueError, struct.error)  # by Pillow, and by disks
-_ROWS = 4096  # of pooled features in a batch
+ADVICE = (
+    "Pass an image folder, a torch Dataset or DataLoader, a datasets.Dataset, an iterable of (images, labels), or "
+    "pooled features (N, C) with their targets"
+)
 _TRIES = 1000  # images looked at for a first that can be read
+_PART = 2**20  # image numbers listed at a time: there may be a billion
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images (B, C, H, W), or pooled features (B, C), and labels (B,) or (B, K), ready for the model.
+class Images:
+    """Images by number, so that a killed fit can go on and ranks can share them; or a stream, in the order they come.
 
-    Those that could not be read are in ``skipped``, as (index, reason).
+    Attributes
+    ----------
+    items
+        ``items[index]`` is an image, or an image and its label, also in worker processes. Of a stream, which is only
+        iterable, an item may also be a batch.
+    size : int, optional
+        Number of images N; None for a stream.
+    identity : mapping
+        What distinguishes these data from others, in types that JSON has.
+    name : callable
+        From a number to what to call the image in a list.
+    class_names, labels
+        Empty if they are not known; (N,) int64 or (N, K), if known before any image is read.
+    columns : (str, str), optional
+        Names of image and label, where items are dictionaries.
+    collate, batch_size, num_workers
+        Of a loader; ``collate`` makes a batch (images, labels) of items.
     """
 
-    indices: list[int]
-    images: Tensor | None
-    labels: Tensor | None
-    skipped: tuple[tuple[int, str], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.indices) + len(self.skipped)
-
-    def pin_memory(self) -> Batch:
-        """Return it with images that a GPU can fetch on its own; a DataLoader asks for that."""
-        return replace(self, images=None if self.images is None else self.images.pin_memory())
-
-
-@dataclass
-class Reader:
-    """Reads items and makes batches of them, here or in a worker's process."""
-
     items: Any
-    preprocessing: Preprocessing | None
+    size: int | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    name: Callable[[int], str] = "image {}".format
+    class_names: tuple[str, ...] = ()
+    labels: Tensor | None = None
     columns: tuple[str, str] | None = None
-    collate: Any = None
-
-    def __getitem__(self, index: int) -> Any:
-        """Return the number, and the item with its image read, or why that failed."""
-        try:
-            item = self.items[index]
-            return index, item if self.collate else self.prepared(item), None
-        except _UNREADABLE as error:
-            return index, None, _reason(error)
-
-    def prepared(self, item: Any) -> tuple[Tensor, Any]:
-        """Return the image as the model takes it, and its label."""
-        image, label = split(item, self.columns)
-        if isinstance(image, Tensor):
-            if image.ndim == 3:
-                return image, label
-            raise CamhookError(f"Found a tensor {tuple(image.shape)} as an image, expected (C, H, W), preprocessed.")
-        if self.preprocessing is None:
-            raise CamhookError(
-                "How to preprocess photos is not known for this model. Pass data_config= (and input_size=) to wrap, or "
-                "data of preprocessed tensors (C, H, W)."
-            )
-        return self.preprocessing([image]).tensor[0], label
-
-    def joined(self, read: Sequence[Any]) -> Batch:
-        """Make a batch of what `__getitem__` gave."""
-        skipped = tuple((index, reason) for index, _, reason in read if reason is not None)
-        indices = [index for index, _, reason in read if reason is None]
-        items = [item for _, item, reason in read if reason is None]
-        if not items:
-            return Batch([], None, None, skipped)
-        if self.collate:
-            images, labels = split(self.collate(items), self.columns)
-            if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != len(items):
-                found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-                raise CamhookError(f"The loader's collate_fn gave {found} for {len(items)} items, expected as many.")
-            return Batch(indices, images, None if labels is None else _whole(labels), skipped)
-        shapes = {tuple(image.shape) for image, _ in items}
-        if len(shapes) > 1:
-            raise CamhookError(f"Found images of different sizes, {sorted(shapes)[:3]}; make them one size.")
-        return Batch(indices, torch.stack([image for image, _ in items]), _labels([y for _, y in items]), skipped)
+    collate: Callable[[list[Any]], Any] | None = None
+    batch_size: int | None = None
+    num_workers: int | None = None
 
 
-def batches(
-    source: Source,
-    progress: Progress,
+def rank_batches(
+    source: Images,
+    done: npt.NDArray[np.bool_],
     preprocessing: Preprocessing | None,
+    ranks: Ranks,
     *,
     batch_size: int,
     num_workers: int = 0,
-    rank: int = 0,
-    world: int = 1,
     pin_memory: bool = False,
-) -> Iterator[Batch | None]:
-    """Yield this rank's batches of what is not done, with None where only other ranks still have one.
+) -> Iterator[Batch[int] | None]:
+    """Yield this rank's batches of the images that are not done (N,); None where only other ranks have one left.
 
-    Every rank is given as many. Nothing is padded, so that no image comes twice.
+    Every rank gets as many, no image twice. Images of a stream are numbered as they come.
     """
-    if isinstance(source, Stream):
-        yield from _streamed(source, preprocessing, batch_size, rank, world)
+    if source.size is None:
+        yield from _streamed(source, preprocessing, ranks, batch_size)
         return
-    rows = _ROWS if isinstance(source, Pooled) else batch_size
-    steps = math.ceil(math.ceil((progress.size - len(progress)) / world) / rows)
-    mine: Iterator[Any] = _shared(progress, rows, rank, world)
-    if isinstance(source, Pooled):
-        mine = (_pooled(source, indices) for indices in mine)
-    else:
-        reader = Reader(source.items, preprocessing, source.columns, source.collate)
-        mine = iter(
-            DataLoader(
-                reader,  # type: ignore[arg-type]
-                batch_sampler=mine,
-                collate_fn=reader.joined,
-                num_workers=num_workers,
-                pin_memory=pin_memory,
-                generator=torch.Generator(),  # else it draws from torch's own
-            )
-        )
-    for _ in range(steps):
+    left = len(done) - int(done.sum())
+    groups = _groups(done, batch_size, ranks)
+    reader = _reader(source, preprocessing)
+    mine = iter(load_batches(reader, groups, workers=num_workers, pin_memory=pin_memory))
+    for _ in range(math.ceil(math.ceil(left / ranks.world) / batch_size)):
         yield next(mine, None)
 
 
-def first_of(source: Source, preprocessing: Preprocessing | None) -> tuple[Batch, Source]:
+def first_batch(source: Images, preprocessing: Preprocessing | None) -> tuple[Batch[int], Images]:
     """Return the first image that can be read, as a batch of one, and the data to fit on.
 
     Raises
     ------
     CamhookError
-        None could be read.
+        If none can be read.
     """
-    if isinstance(source, Pooled):
-        return _pooled(source, [0]), source
-    if isinstance(source, Stream):
-        first, source = source.peeked()
-        item = _unbatched(first, source.columns)[0] if is_batch(first) else first
-        read = [Reader([item], preprocessing, source.columns)[0]]
-        return Reader([], None).joined(read), source
-    reader, said = Reader(source.items, preprocessing, source.columns, source.collate), ""
+    if source.size is None:
+        items = iter(source.items)
+        for first in items:
+            item = _unbatched(first, source.columns)[0] if is_batch(first) else first
+            batch = ImageReader(partial(_read, [item], source.columns), preprocessing).batch([0])
+            return batch, replace(source, items=chain([first], items))
+        raise CamhookError(f"Found no images: the data are empty. {ADVICE}.")
+    reader, reason = _reader(source, preprocessing), ""
     for index in range(min(source.size, _TRIES)):
-        batch = reader.joined([reader[index]])
+        batch = reader.batch([index])
         if batch.images is not None:
             return batch, source
-        said = said or batch.skipped[0][1]
+        reason = reason or batch.skipped[0][1]
     tried = "none" if source.size <= _TRIES else f"none of the first {_TRIES}"
-    raise CamhookError(f"Found {source.size} images and {tried} of them could be read. The first: {said}")
+    raise CamhookError(f"Found {source.size} images and {tried} of them could be read. The first: {reason}")
 
 
-def _shared(progress: Progress, rows: int, rank: int, world: int) -> Iterator[list[int]]:
+def labels_of(batch: Batch[int]) -> Tensor | None:
+    """Return the labels (B,) or (B, K) of a batch, or None if its images have none.
+
+    Raises
+    ------
+    CamhookError
+        If only some have one, or they are not numbers, as many for each image.
+    """
+    labels = batch.extras
+    if labels is None or isinstance(labels, Tensor):
+        return labels
+    missing = sum(label is None for label in labels)
+    if missing == len(labels):
+        return None
+    if missing:
+        raise CamhookError(f"Found {missing} images without a label among {len(labels)}; give each one, or none.")
+    try:
+        return torch.as_tensor(np.stack([np.asarray(label) for label in labels]))
+    except (TypeError, ValueError) as error:
+        raise CamhookError(
+            f"Found labels {labels[0]!r}, ... that are not numbers, or not as many for each image. Pass a class number "
+            "per image, or 0 or 1 for each class."
+        ) from error
+
+
+def split(item: Any, columns: tuple[str, str] | None = None) -> tuple[Any, Any]:
+    """Return the image, or images, of an item, and the label or None.
+
+    Examples
+    --------
+    >>> split(("a.jpg", 3)), split("b.jpg"), split({"img": "c.jpg", "label": 1})
+    (('a.jpg', 3), ('b.jpg', None), ('c.jpg', 1))
+    """
+    if isinstance(item, Mapping):
+        image, label = columns or likely_columns(item)
+        if image not in item:
+            raise CamhookError(f"Found items with {', '.join(map(str, item))}; pass columns=(image, label), by name.")
+        return item[image], item.get(label)
+    if isinstance(item, tuple | list) and len(item) == 2:
+        named = isinstance(item[1], str) and not isinstance(item[0], str | os.PathLike)  # a label, refused later on
+        if named or not _is_image(item[1]):
+            return item[0], item[1]
+    return item, None
+
+
+def is_batch(item: Any) -> bool:
+    """Tell whether an item of a stream holds several images."""
+    images = split(item)[0]
+    return images.ndim == 4 if isinstance(images, Tensor | np.ndarray) else isinstance(images, list | tuple)
+
+
+def _is_image(value: Any) -> bool:
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim >= 3
+    return isinstance(value, str | os.PathLike | Image.Image)
+
+
+def likely_columns(item: Mapping[Any, Any]) -> tuple[str, str]:
+    """Return the probable names of the image and of the label among an item's."""
+    image = next((n for n in ("image", "img", "images", "pixel_values") if n in item), "image")
+    return image, next((n for n in ("label", "labels", "fine_label", "target") if n in item), "label")
+
+
+def _reader(source: Images, preprocessing: Preprocessing | None) -> ImageReader[int]:
+    if source.collate is None:
+        return ImageReader(partial(_read, source.items, source.columns), preprocessing)
+    return ImageReader(source.items.__getitem__, preprocessing, partial(_collated, source.collate, source.columns))
+
+
+def _read(items: Any, columns: tuple[str, str] | None, index: int) -> tuple[Any, Any]:
+    return split(items[index], columns)
+
+
+def _collated(
+    collate: Callable[[list[Any]], Any], columns: tuple[str, str] | None, items: list[Any]
+) -> tuple[Any, Any]:
+    return split(collate(items), columns)
+
+
+def _groups(done: npt.NDArray[np.bool_], batch_size: int, ranks: Ranks) -> Iterator[list[int]]:
     """Yield the numbers of every world-th image that is not done, a batch at a time."""
-    start = Progress(progress.size)  # as it is now: batches are read ahead of the fit
-    start.bits = progress.bits.copy()
+    done = done.copy()  # as it is now: batches are read ahead of the fit
     waiting: list[int] = []
-    offset = rank
-    for part in start.parts():
-        waiting += part[offset::world].tolist()
-        offset = (offset - len(part)) % world
-        whole = len(waiting) - len(waiting) % rows
-        for first in range(0, whole, rows):
-            yield waiting[first : first + rows]
+    offset = ranks.rank
+    for start in range(0, len(done), _PART):
+        part = np.flatnonzero(~done[start : start + _PART]) + start
+        waiting += part[offset :: ranks.world].tolist()
+        offset = (offset - len(part)) % ranks.world
+        whole = len(waiting) - len(waiting) % batch_size
+        for first in range(0, whole, batch_size):
+            yield waiting[first : first + batch_size]
         waiting = waiting[whole:]
     if waiting:
         yield waiting
 
 
-def _pooled(source: Pooled, indices: list[int]) -> Batch:
-    return Batch(indices, source.features[indices], source.targets[indices])
-
-
 def _streamed(
-    source: Stream, preprocessing: Preprocessing | None, batch_size: int, rank: int, world: int
-) -> Iterator[Batch | None]:
+    source: Images, preprocessing: Preprocessing | None, ranks: Ranks, batch_size: int
+) -> Iterator[Batch[int] | None]:
     """Yield every world-th batch of a stream, its images numbered: every rank goes through the whole stream."""
-    mine, last, start = None, world - 1, 0
-    for number, items in enumerate(_groups(source, batch_size)):
-        last = number % world
-        if last == rank:
-            reader = Reader(items, preprocessing, source.columns)
-            read = [reader[index] for index in range(len(items))]
-            mine = reader.joined([(start + index, item, reason) for index, item, reason in read])
-        start += len(items)
-        if last == world - 1:
-            yield mine
-            mine = None
-    if last != world - 1:
-        yield mine
+    numbers = count()
+    groups = ({next(numbers): item for item in items} for items in _batched(source, batch_size))
+    while window := list(islice(groups, ranks.world)):
+        mine = window[ranks.rank] if ranks.rank < len(window) else None
+        reader = None if mine is None else ImageReader(partial(_read, mine, source.columns), preprocessing)
+        yield None if reader is None or mine is None else reader.batch(list(mine))
 
 
-def _groups(source: Stream, batch_size: int) -> Iterator[list[Any]]:
-    """Yield the items of a stream in lists: its own batches, or so many single items."""
+def _batched(source: Images, batch_size: int) -> Iterator[list[Any]]:
+    """Yield the items of a stream in lists: its own batches, or single items gathered."""
     waiting: list[Any] = []
     for item in source.items:
         if is_batch(item):
@@ -221,29 +255,3 @@ def _unbatched(item: Any, columns: tuple[str, str] | None) -> list[Any]:
     if len(images) != len(labels):
         raise CamhookError(f"Found a batch of {len(images)} images and {len(labels)} labels; give each its own.")
     return list(zip(images, labels, strict=True))
-
-
-def _labels(labels: Sequence[Any]) -> Tensor | None:
-    missing = sum(label is None for label in labels)
-    if missing == len(labels):
-        return None
-    if missing:
-        raise CamhookError(f"Found {missing} images without a label among {len(labels)}; give each one, or none.")
-    return _whole(labels)
-
-
-def _whole(labels: Any) -> Tensor:
-    if isinstance(labels, Tensor):
-        return labels
-    try:
-        return torch.as_tensor(np.stack([np.asarray(label) for label in labels]))
-    except (TypeError, ValueError) as error:
-        raise CamhookError(
-            f"Found labels {labels[0]!r}, ... that are no numbers, or not as many for each image. Pass a class number "
-            "an image, or 0 or 1 for each class."
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ImageError) else f"{type(error).__name__}: {text}"

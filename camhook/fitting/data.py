@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a data set, a loader, a stream of batches, features from before."""
+"""Data of any kind as a source: folders, datasets, loaders, tensors, streams of batches, and features pooled before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from camhook.errors import CamhookError, ImageError
-from camhook.fitting.caches import FeatureCache
-from camhook.fitting.items import ADVICE, Indexed, Pooled, Source, Stream, is_batch, likely_columns
-from camhook.images.loading import photo_files
+from camhook.fitting.batches import ADVICE, Images, is_batch, labels_of, likely_columns, split
+from camhook.fitting.rows import Rows
+from camhook.fitting.shards import FeatureStore
+from camhook.images.loading import Batch, photo_files
 
-__all__ = ["as_source"]
+__all__ = ["Source", "as_source", "known_labels"]
 
 _log = logging.getLogger(__name__)
 
 
+Source = Images | FeatureStore
+
+
 def as_source(data: Any, columns: tuple[str, str] | None = None) -> Source:
-    """Tell what kind of data this is.
+    """Return the data as a source, whatever they are.
 
     Parameters
     ----------
@@ -39,7 +43,7 @@ def as_source(data: Any, columns: tuple[str, str] | None = None) -> Source:
     Raises
     ------
     CamhookError, ImageError
-        It is none, or empty.
+        If they are no images, or empty.
 
     Examples
     --------
@@ -47,10 +51,10 @@ def as_source(data: Any, columns: tuple[str, str] | None = None) -> Source:
     >>> source.size, source.labels.tolist()
     (4, [0, 1, 1, 0])
     """
+    if isinstance(data, FeatureStore):
+        return data
     if isinstance(data, str | os.PathLike):
-        return _folder(Path(data))
-    if isinstance(data, FeatureCache):
-        return Pooled(data.features, data.targets, data.weights)
+        return FeatureStore(data) if FeatureStore.is_at(Path(data)) else _folder(Path(data))
     if isinstance(data, Tensor) or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)):
         return _tensors(data)
     if hasattr(data, "column_names") and hasattr(data, "features"):
@@ -63,31 +67,50 @@ def as_source(data: Any, columns: tuple[str, str] | None = None) -> Source:
         if not (isinstance(data, Sequence) and is_batch(data[0])):
             return _dataset(data, columns)
     if isinstance(data, Iterable) and not isinstance(data, Mapping):
-        return Stream(data, _names(data), columns)
+        return Images(data, class_names=_names(data), columns=columns)
     raise CamhookError(f"Found {type(data).__name__} as data. {ADVICE}.")
+
+
+def known_labels(source: Source, first: Batch[int] | None, num_features: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return the label of the first image, and those of all where they are known before the images are read.
+
+    Raises
+    ------
+    CamhookError
+        If the data are features, and not as many.
+    """
+    if not isinstance(source, FeatureStore):
+        found = None if first is None else labels_of(first)
+        return None if found is None else found[0], source.labels
+    rows = next(source.blocks(), None)
+    if rows is None:
+        raise CamhookError(f"Found no rows of features: the data are empty. {ADVICE}.")
+    if (columns := rows.features.shape[1]) != num_features:
+        raise CamhookError(f"Found {columns} pooled features, expected the model's {num_features}.")
+    return rows.targets[0], source.column("targets") if rows.targets.ndim == 1 else None
 
 
 def _tensors(data: Any) -> Source:
     values, targets = data if isinstance(data, tuple) else (data, None)
-    targets = None if targets is None else torch.as_tensor(targets)
+    targets = None if targets is None else torch.as_tensor(targets).cpu()
     if values.ndim not in (2, 4) or not len(values) or (targets is not None and len(targets) != len(values)):
         found = f"tensors of shape {tuple(values.shape)}" + ("" if targets is None else f" and {tuple(targets.shape)}")
         raise CamhookError(f"Found {found}, expected images (N, C, H, W) or features (N, C), a target each.")
     if values.ndim == 2:
         if targets is None:
             raise CamhookError("Found features (N, C) without targets; pass a pair (features, targets).")
-        return Pooled(values, targets, torch.ones(len(values), dtype=torch.float64))
-    labels = targets if targets is not None and targets.ndim == 1 and not targets.is_floating_point() else None
-    return Indexed(
-        len(values),
+        return FeatureStore.of(Rows.of(range(len(values)), values, targets))
+    some = values[:: max(1, len(values) // 16)].detach().cpu().float().contiguous()
+    digest = hashlib.sha256(some.numpy().tobytes()).hexdigest()[:32]
+    return Images(
         _Pairs(values, targets),
-        lambda i: f"image {i}",
-        {"kind": "tensors", "shape": list(values.shape)},
-        labels=None if labels is None else labels.long().cpu(),
+        len(values),
+        {"kind": "tensors", "shape": list(values.shape), "content": digest},
+        labels=None if targets is None else _numbers(targets.numpy(), len(values)),
     )
 
 
-def _folder(root: Path) -> Indexed:
+def _folder(root: Path) -> Images:
     if not root.is_dir():
         raise ImageError(f"{root} is no folder, seen from {os.getcwd()}; pass the folder that holds the images.")
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -98,23 +121,24 @@ def _folder(root: Path) -> Indexed:
         files = [file for found in each for file in found]
         numbers = torch.arange(len(each)).repeat_interleave(torch.tensor([len(found) for found in each]))
         if loose := sum(1 for p in root.iterdir() if p.is_file()):
-            _log.warning("%d files in %s lie in no class's folder and are left out", loose, root)
+            _log.warning("%d files in %s are in no class's folder and are left out", loose, root)
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-    return Indexed(
-        len(files),
+    return Images(
         _Pairs(files, numbers),
-        lambda i: str(files[i].relative_to(root)),
+        len(files),
         {"kind": "folder", "images": len(files), "content": digest.hexdigest()[:32]},
+        lambda i: str(files[i].relative_to(root)),
         class_names=tuple(folder.name for folder in folders),
         labels=numbers,
     )
 
 
-def _dataset(data: Any, columns: tuple[str, str] | None) -> Indexed:
+def _dataset(data: Any, columns: tuple[str, str] | None) -> Images:
     names = _names(data)
     files = getattr(data, "imgs", None) or getattr(data, "samples", None)  # torchvision's image folders
+    pairs = [split(item, columns)[1] for item in data] if isinstance(data, list) else getattr(data, "targets", None)
 
     def name(index: int) -> str:
         item = files[index] if isinstance(files, list) and len(files) == len(data) else None
@@ -122,15 +146,8 @@ def _dataset(data: Any, columns: tuple[str, str] | None) -> Indexed:
         file = item[0] if isinstance(item, tuple | list) else item
         return os.fsdecode(file) if isinstance(file, str | os.PathLike) else f"image {index}"
 
-    return Indexed(
-        len(data),
-        data,
-        name,
-        {"kind": type(data).__name__, "images": len(data)},
-        class_names=names,
-        labels=_whole(getattr(data, "targets", None), len(data)),
-        columns=columns,
-    )
+    identity = {"kind": type(data).__name__, "images": len(data)}
+    return Images(data, len(data), identity, name, names, _numbers(pairs, len(data)), columns)
 
 
 def _loader(loader: DataLoader[Any], columns: tuple[str, str] | None) -> Source:
@@ -141,13 +158,12 @@ def _loader(loader: DataLoader[Any], columns: tuple[str, str] | None) -> Source:
         and loader.sampler.num_samples == len(data)  # type: ignore[arg-type]
     )
     if isinstance(data, IterableDataset) or loader.batch_size is None or not plain:
-        return Stream(loader, _names(data), columns)
+        return Images(loader, class_names=_names(data), columns=columns)
     found = as_source(data, columns)
-    if not isinstance(found, Indexed):
-        return Stream(loader, _names(data), columns)
+    if not isinstance(found, Images) or found.size is None:
+        return Images(loader, class_names=_names(data), columns=columns)
     own = loader.collate_fn if loader.collate_fn is not torch.utils.data.default_collate else None
-    workers = {"batch_size": loader.batch_size, "num_workers": loader.num_workers}
-    return Indexed(**{**vars(found), **workers, "collate": own})
+    return replace(found, batch_size=loader.batch_size, num_workers=loader.num_workers, collate=own)
 
 
 def _hugging_face(data: Any, columns: tuple[str, str] | None) -> Source:
@@ -163,13 +179,12 @@ def _hugging_face(data: Any, columns: tuple[str, str] | None) -> Source:
 
     rows = _Table(data, image, label, len(names) if each is not None else 0)
     if not hasattr(data, "__len__"):  # an IterableDataset
-        return Stream(map(rows.pair, data), names)
+        return Images(map(rows.pair, data), class_names=names)
     if image not in data.column_names:
         raise CamhookError(f"Found columns {', '.join(data.column_names)}; pass columns=(image, label), by name.")
-    numbers = _whole(data[label][:], len(data)) if kinds.get(label) == "ClassLabel" else None
+    numbers = _numbers(data[label][:], len(data)) if kinds.get(label) == "ClassLabel" else None
     identity = {"kind": "datasets.Dataset", "images": len(data), "fingerprint": getattr(data, "_fingerprint", "")}
-    identity |= {"columns": [image, label]}
-    return Indexed(len(data), rows, lambda i: f"image {i}", identity, names, numbers)
+    return Images(rows, len(data), identity | {"columns": [image, label]}, class_names=names, labels=numbers)
 
 
 def _names(data: Any) -> tuple[str, ...]:
@@ -177,15 +192,16 @@ def _names(data: Any) -> tuple[str, ...]:
     return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
 
 
-def _whole(labels: Any, size: int) -> Tensor | None:
-    """Return labels (N,) as a tensor, if that is what they are."""
+def _numbers(labels: Any, size: int) -> Tensor | None:
+    """Return labels as a tensor, if they are integers (N,) or numbers (N, K)."""
     try:
         found: npt.NDArray[Any] = np.asarray(labels)
     except (ValueError, TypeError):
         return None
-    if found.shape != (size,) or not np.issubdtype(found.dtype, np.integer):
-        return None
-    return torch.from_numpy(found.astype(np.int64))
+    if found.shape == (size,) and np.issubdtype(found.dtype, np.integer):
+        return torch.from_numpy(found.astype(np.int64))
+    several = found.ndim == 2 and len(found) == size and np.issubdtype(found.dtype, np.number)
+    return torch.from_numpy(found) if several else None
 
 
 @dataclass
@@ -201,12 +217,12 @@ class _Pairs:
 
 @dataclass
 class _Table:
-    """Rows of a datasets.Dataset as pairs; a list of classes becomes 0 or 1 for each of so many."""
+    """Rows of a datasets.Dataset as pairs; a list of classes becomes 0 or 1 for each class."""
 
     data: Any
     image: str
     label: str
-    several: int
+    num_classes: int
 
     def __getitem__(self, index: int) -> Any:
         return self.pair(self.data[index])
@@ -214,6 +230,6 @@ class _Table:
     def pair(self, row: Any) -> Any:
         """Return the image and the label of a row."""
         label = row.get(self.label)
-        if self.several:
-            label = np.bincount(np.asarray(label, dtype=np.int64), minlength=self.several).clip(max=1)
+        if self.num_classes:
+            label = np.bincount(np.asarray(label, dtype=np.int64), minlength=self.num_classes).clip(max=1)
         return row[self.image], label

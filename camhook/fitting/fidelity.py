@@ -1,4 +1,4 @@
-"""How far a probe may be believed: its scores of held-out images beside the truth and beside the model."""
+"""Fidelity of a probe: accuracy, agreement with the model, R2 and calibration on images held out."""
 
 from __future__ import annotations
 
@@ -70,11 +70,9 @@ def measure(scores: Tensor, held_out: Rows, *, logits: bool, confidence: Confide
 
     Examples
     --------
-    >>> from camhook.fitting.statistics import Statistics
-    >>> statistics = Statistics(2, 2, holdout=0.9)
-    >>> statistics.update(range(40), torch.eye(2).repeat(20, 1), torch.tensor([0, 1, 0, 0] * 10))
-    >>> round(measure(statistics.holdout.features, statistics.holdout, logits=False).top1, 2)
-    0.74
+    >>> rows = Rows.of(range(3), torch.zeros(3, 1), torch.tensor([0, 1, 1]), labels=torch.tensor([0, 1, 1]))
+    >>> round(measure(torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), rows, logits=False).top1, 2)
+    0.67
     """
     if scores.ndim != 2 or len(scores) != len(held_out):
         raise CamhookError(f"Found scores {tuple(scores.shape)}, expected ({len(held_out)}, K): one row an image.")

@@ -1,4 +1,4 @@
-"""Fit a probe: one pass over images through the frozen model, a solve, a measure, a report."""
+"""Fit of a linear probe: pooled features of a frozen model, a solver, and what was measured on images held out."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from camhook.adapters.timm import model_name
 from camhook.distributed import Ranks
-from camhook.engine.features import backbone_fingerprint
-from camhook.errors import CamhookError
-from camhook.fitting.batches import batches, first_of
-from camhook.fitting.data import as_source
-from camhook.fitting.goals import goal_of
-from camhook.fitting.items import Indexed, Stream
-from camhook.fitting.learning import Frozen, learner, sizes_of
-from camhook.fitting.outcome import outcome, preprocessing_of
-from camhook.fitting.passes import go_through
+from camhook.errors import CamhookError, DependencyError
+from camhook.fitting.batches import Images, first_batch, rank_batches
+from camhook.fitting.data import as_source, known_labels
+from camhook.fitting.epoch import FeatureExtractor, FeatureFacts, extract_rows, run_epoch
 from camhook.fitting.probe import Probe
-from camhook.fitting.reports import FitReport
-from camhook.fitting.solving import place_for_rows, solve
-from camhook.fitting.statistics import Statistics
-from camhook.fitting.tally import Tally
-
-if TYPE_CHECKING:
-    from camhook.engine.reader import ModelReader
+from camhook.fitting.reports import FitReport, make_report
+from camhook.fitting.rows import Rows
+from camhook.fitting.shards import FeatureStore
+from camhook.fitting.solvers import Solution, solve_logistic, solve_ridge
+from camhook.fitting.state import FitState
+from camhook.fitting.targets import Targets, find_targets
+from camhook.images.loading import Batch
 
 __all__ = ["fit"]
 
@@ -40,11 +36,10 @@ Path = str | os.PathLike[str]
 
 
 def fit(
-    cam: ModelReader,
+    extractor: FeatureExtractor,
     data: Any,
     *,
     targets: Literal["labels", "logits"] = "labels",
-    pool: Literal["gap", "attention"] = "gap",
     solver: Literal["ridge", "logistic"] = "ridge",
     penalty: float | Sequence[float] | None = None,
     standardize: bool | None = None,
@@ -55,8 +50,6 @@ def fit(
     columns: tuple[str, str] | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
-    autocast: torch.dtype | None = None,
-    channels_last: bool = False,
     folds: int = 5,
     holdout: float = 0.1,
     capacity: int = 5000,
@@ -67,169 +60,223 @@ def fit(
     max_skipped: float = 0.05,
     progress: bool = True,
 ) -> tuple[FitReport, Probe]:
-    """Fit a linear probe on the pooled features of a frozen model, and make it the CAM's probe.
+    """Fit a linear probe on the pooled features of a frozen model.
 
-    One pass over the images. Nothing of the model changes. Under torch.distributed the ranks share the images, none
-    twice, and all get the same probe as a single process would.
+    One epoch over the images; nothing of the model changes. Under torch.distributed the ranks share the images, none
+    twice, and all get the probe that a single process would get.
 
     Parameters
     ----------
-    cam : CAM
-        What `camhook.wrap` gives.
+    extractor : FeatureExtractor
+        The frozen model.
     data
-        A folder with a folder of images for each class (any folder of images for ``targets="logits"``); a torch
-        Dataset or DataLoader; a datasets.Dataset; a sequence or other iterable of images or of (image, label), one by
-        one or in batches (images, labels); tensors (images, labels); or features that were pooled before, a
-        `FeatureCache` or tensors (features (N, C), targets). Photos are preprocessed as the model wants it, tensors
-        (C, H, W) are taken as they are. A label is a class's number, or 0 or 1 for each class.
-    targets
-        ``"labels"``: the data's classes. ``"logits"``: the model's own scores; no labels are needed, and where folders
-        carry names of the model's classes the accuracy is measured too.
-    pool
-        ``"gap"``: the mean over positions; ``"attention"``: weighted by the class token's last attention.
-    solver
-        ``"ridge"``: least squares in closed form; memory does not grow with the data. ``"logistic"``: keeps the pooled
-        features, 4 bytes each.
-    penalty
+        A folder with a folder of images per class (any folder of images for ``targets="logits"``); a torch Dataset or
+        DataLoader; a datasets.Dataset; a sequence or other iterable of images or of (image, label), one by one or in
+        batches (images, labels); tensors (images, labels); or features pooled before: a folder of shards that an
+        earlier fit wrote, a `FeatureStore`, or tensors (features (N, C), targets). Photos are preprocessed as the model
+        needs it, tensors (C, H, W) are taken as they are. A label is a class number, or 0 or 1 for each class.
+    targets : str
+        ``"labels"``: the classes of the data. ``"logits"``: the model's own logits; no labels are needed, and where
+        folders are named after the model's classes, accuracy is measured too.
+    solver : str
+        ``"ridge"``: least squares in closed form; memory does not grow with the data. ``"logistic"``: scikit-learn's
+        LogisticRegression, which has all features in memory, 12 bytes each, and some arrays (N, K) of 8.
+    penalty : float or several
         On the squared weights; of several the best by cross-validation. Default: a grid (ridge), 1 (logistic).
-    standardize
+    standardize : bool
         Penalise as if features had a standard deviation of 1. Default: for logistic.
     class_names, num_classes
         Of the labels, where the data do not say.
     class_weight
-        ``"balanced"``, so that all classes weigh the same, or a weight a class (K,).
+        ``"balanced"``, so that all classes weigh the same, or a weight for each class (K,).
     sample_weight
-        A weight an image (N,), by its number in the data.
-    columns
+        A weight for each image (N,), by its number in the data.
+    columns : (str, str)
         Names of image and label, where items are dictionaries.
-    batch_size, num_workers
-        Default the DataLoader's own, else 32 and 0.
-    autocast
-        Run the model in this precision, ``torch.bfloat16`` say.
-    channels_last
-        Give the model its images in that memory format; often faster on a GPU.
+    batch_size, num_workers : int
+        Default: the DataLoader's own, else 32 and 0.
     folds, holdout, capacity, seed
-        Parts of the cross-validation; the share of images kept aside to measure by, at most ``capacity`` of them; both
-        by a hash of the image's number.
-    checkpoint
-        A file that is written as the fit goes, in one step each; the same call goes on from it.
-    checkpoint_every
-        Seconds between two of these.
-    cache
-        A folder for the pooled features of the logistic solver. Default: beside the checkpoint if there is one, else in
-        memory, or in a temporary folder if they take more than 2 GiB.
-    max_skipped
+        Folds of the cross-validation; the share of images held out to measure on, at most ``capacity`` of them; both
+        are decided by a hash of the image's number.
+    checkpoint : path
+        A folder for shards of pooled features, written as the fit goes; the same call goes on from it. Another one with
+        the same model and images (other labels, weights, penalty, solver, folds) does not run the model again. It takes
+        4 bytes per feature on disk (8 KiB an image for ResNet-50), and per logit with ``targets="logits"``.
+    checkpoint_every : float
+        Seconds between two shards.
+    cache : path
+        The same; it is used where both are given. Without either, ridge keeps no features, and logistic in memory.
+    max_skipped : float
         Share of images that may be unreadable; these are skipped and listed.
-    progress
+    progress : bool
         Show a progress bar.
 
     Returns
     -------
-    FitReport
+    report : FitReport
+        How faithful the probe is, measured on images held out.
+    probe : Probe
 
     Raises
     ------
     CamhookError
-        The data cannot be fitted to; each says what was found, what was expected and what to do.
+        If the data cannot be fitted to; it says what was found, what was expected and what to do.
     ImageError
-        More images cannot be read than may be.
+        If more images cannot be read than may be.
+    DependencyError
+        If scikit-learn is not installed and ``solver="logistic"``.
     KeyboardInterrupt
-        After Ctrl-C, once the checkpoint is written.
+        After Ctrl-C, once the rows at hand are written.
 
     Notes
     -----
-    Ridge needs one pass, and (C + K) C doubles for each fold, whatever the number of images; the hold-out takes
-    ``capacity`` rows of C doubles, and which images are done a bit each. Ranks have that each, and share the images.
-
-    Measured by ``tests/benchmarks/fitting.py`` on one CPU core, for C = 2,048 (ResNet-50), K = 1,000 and 5 folds: sums
-    take 0.33 ms an image beside some 400 ms for the model, so that the pass runs at 1.0 of plain feature extraction
-    (0.97 for ResNet-18 and its logits); the sums are 240 MiB, a full hold-out 80, a checkpoint as much as both; the
-    solve takes 4 s, or 33 s to choose among 21 penalties. So, besides the model's own time:
-
-    - ImageNet-1k, 1,281,167 images: one pass, 0.3 GiB, 7 minutes of one core, and the solve.
-    - A billion images: one pass, 0.3 GiB and 0.13 GB for what is done; 92 hours of one core (an hour and a half on 64
-      ranks), and the same solve. Give these as a Dataset by number: a folder's list of files would not fit.
+    Ridge sums (C + K) C doubles per fold, whatever the number of images; the hold-out takes ``capacity`` rows of C
+    doubles, and a byte says of each image whether it is done. Every rank has that. Labels known before an image is read
+    (folders, tensors, lists, ``.targets``, columns of classes) are always the data's; others are stored with features.
 
     Examples
     --------
     >>> import timm, camhook
     >>> cam = camhook.wrap(timm.create_model("test_resnet", num_classes=0))
     >>> images, labels = torch.randn(60, 3, 160, 160), torch.arange(60) % 2
-    >>> report = fit(cam, (images + labels.view(-1, 1, 1, 1), labels), class_names=["dark", "bright"], progress=False)
+    >>> report = cam.fit((images + labels.view(-1, 1, 1, 1), labels), class_names=["dark", "bright"], progress=False)
     >>> report.num_classes, report.fidelity.top1
     (2, 1.0)
-    >>> cam(images[:1], "bright").explains
-    'probe'
     """
-    _check(targets, solver, penalty, max_skipped, holdout)
-    source, preprocessing = as_source(data, columns), cam.preprocessing
-    if isinstance(source, Stream) and checkpoint is not None:
+    _check_options(targets, solver, max_skipped)
+    source, folder = as_source(data, columns), checkpoint if cache is None else cache
+    if isinstance(source, Images) and source.size is None and (folder is not None or solver == "logistic"):
         raise CamhookError(
-            "Found data that come as a stream, with checkpoint=: their images have no numbers, so a killed fit cannot "
-            "go on. Pass a folder, a Dataset or a sequence, or leave the checkpoint out."
+            "Found data that come as a stream: without numbers of its images a killed fit cannot go on, and without a "
+            "length 'logistic' cannot know how much it keeps. Pass data with a length (a folder, a Dataset, a list), "
+            "or leave out checkpoint=, cache= and 'logistic'."
         )
-    first, source = first_of(source, preprocessing)
-    frozen = Frozen(cam, pool, autocast, channels_last)
-    num_features, num_logits, replaced = sizes_of(frozen, source, first, targets)
-    weighing = (class_weight, sample_weight)
-    goal = goal_of(num_logits, cam.class_names, source, first, targets, class_names, num_classes, *weighing)
-    fingerprint = backbone_fingerprint(cam.model)
-    device = frozen.device if frozen.device.type == "cuda" else torch.device("cpu")
-    ranks, size = Ranks.of_process_group(device), source.size
-
-    def empty() -> Statistics:
-        kinds: dict[str, Any] = {"targets": goal.kind, "folds": folds, "holdout": holdout, "capacity": capacity}
-        return Statistics(num_features, goal.num_classes, **kinds, seed=seed, device=device)
-
-    run = {
-        "model": model_name(cam.model),
-        "fingerprint": fingerprint,
-        "layer": str(cam.encoder.point),
-        "pool": pool,
-        "data": source.identity if isinstance(source, Indexed) else {"features": size},
-        "preprocessing": preprocessing_of(cam),
-        "autocast": str(autocast),
-        "solver": solver,
-        "weights": goal.weighted,
-        "statistics": empty().settings,
-    }
-    with ExitStack() as stack:
-        tally = Tally(empty, size, ranks, checkpoint, run)
-        rows = place_for_rows(stack, solver, ranks, size, num_features, goal, cache, checkpoint)
-        if rows is not None:
-            tally.flush = rows.flush
-            if not tally.seen_before and ranks.rank == 0:
-                rows.weights.zero_()  # what another run left there
-            ranks.wait()
-        learn = learner(frozen, tally, goal, rows, source)
-        left = "a stream of" if size is None else f"{size - tally.seen_before:,}"
-        place = f"{run['model']} at {run['layer']}, pooled by {pool}"
+    first = None
+    if not isinstance(source, FeatureStore):
+        first, source = first_batch(source, extractor.preprocessing)
+    facts = extractor.facts(None if first is None or first.images is None else first.images.shape[-2:])
+    label, labels = known_labels(source, first, facts.num_features)
+    stored_logits = targets == "logits" and isinstance(source, FeatureStore)
+    num_logits = label.numel() if stored_logits and label is not None else facts.num_logits
+    goal = find_targets(
+        kind=targets,
+        first=label,
+        labels=labels,
+        num_logits=num_logits,
+        model_names=facts.class_names,
+        data_names=class_names if class_names is not None else getattr(source, "class_names", ()),
+        num_classes=num_classes,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        size=None if isinstance(source, FeatureStore) else source.size,
+    )
+    device = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
+    options: dict[str, Any] = {"folds": folds, "holdout": holdout, "capacity": capacity, "seed": seed}
+    state = FitState(facts.num_features, goal.num_classes, targets=goal.kind, **options, device=device)
+    ranks = Ranks.of_process_group(device)
+    if isinstance(source, FeatureStore):
+        store, goal = source, replace(goal, labels=None)  # rows of the store have their own
+        pooled = {"fingerprint": facts.fingerprint, "layer": facts.target_layer, "pool": facts.pooling}
+        store.check_run({**pooled, "targets": targets})
+        ranks.agreed(partial(_count, state, goal, store, store.assigned(ranks)))
+    else:
+        size = source.size or 0
+        run = _run(facts, source, targets, None if label is None or labels is not None else label)
+        store, done = FeatureStore.opened(folder, run, size, ranks)
+        ranks.agreed(partial(_count, state, goal, store, store.assigned(ranks)))
+        left = "a stream of" if source.size is None else f"{size - int(done.sum()):,}"
+        place = f"{facts.model} at {facts.target_layer}, pooled by {facts.pooling}"
         _log.info("reading %s images through %s, on %d process(es)", left, place, ranks.world)
-        mine = batches(
+        keep = folder is not None or solver == "logistic"
+
+        def consume(batch: Batch[int]) -> None:
+            rows = extract_rows(extractor, batch, targets)
+            state.update(goal.of(rows))
+            if keep:
+                store.append(rows)
+
+        workers = source.num_workers if num_workers is None else num_workers
+        batches = rank_batches(
             source,
-            tally.base_progress,
-            preprocessing,
-            batch_size=batch_size or getattr(source, "batch_size", None) or 32,
-            num_workers=(getattr(source, "num_workers", None) or 0) if num_workers is None else num_workers,
-            rank=ranks.rank,
-            world=ranks.world,
-            pin_memory=frozen.device.type == "cuda",
+            done,
+            extractor.preprocessing,
+            ranks,
+            batch_size=batch_size or source.batch_size or 32,
+            num_workers=workers or 0,
+            pin_memory=device.type == "cuda",
         )
-        name = source.name if isinstance(source, Indexed) else "image {}".format
-        go_through(mine, learn, tally, name, every=checkpoint_every, max_skipped=max_skipped, progress=progress)
-        statistics, done = tally.total()
-        _log.info("solving (%s): %d features, %d classes", solver, num_features, goal.num_classes)
-        started = time.perf_counter()
-        solution = solve(rows, statistics, goal, ranks, penalty, standardize, device)
-        solve_seconds = time.perf_counter() - started
-    report, probe = outcome(
-        cam, pool, solver, goal, statistics, solution, done, fingerprint, replaced=replaced, solve_seconds=solve_seconds
+        run_epoch(
+            batches,
+            consume,
+            store,
+            ranks,
+            size=source.size,
+            done=int(done.sum()),
+            name=source.name,
+            every=checkpoint_every,
+            max_skipped=max_skipped,
+            progress=progress,
+        )
+    state.all_reduce(ranks)
+    store.share_skipped(ranks)
+    _log.info("solving (%s): %d features, %d classes", solver, facts.num_features, goal.num_classes)
+    started = time.perf_counter()
+    rows = store.gathered(ranks) if solver == "logistic" else []
+    solution = ranks.agreed(partial(_solve, state, goal, rows, penalty, standardize), first_only=True)
+    report, probe = make_report(
+        facts,
+        state,
+        solution,
+        solver=solver,
+        goal=goal,
+        skipped=store.skipped,
+        seconds=ranks.gathered(store.seconds)[0],
+        solve_seconds=time.perf_counter() - started,
     )
     _log.info("measured on %d images held out", report.fidelity.images)
     return report, probe
 
 
-def _check(targets: str, solver: str, penalty: Any, max_skipped: float, holdout: float) -> None:
+def _run(facts: FeatureFacts, source: Images, targets: str, label: Tensor | None) -> dict[str, Any]:
+    """Return what stored rows depend on; the first label stands for those that only reading the images tells."""
+    return {
+        "model": facts.model,
+        "fingerprint": facts.fingerprint,
+        "layer": facts.target_layer,
+        "pool": facts.pooling,
+        "autocast": facts.precision,
+        "preprocessing": dict(facts.preprocessing),
+        "targets": targets,
+        "data": dict(source.identity),
+        "label": None if label is None else label.tolist(),
+    }
+
+
+def _count(state: FitState, goal: Targets, store: FeatureStore, names: Sequence[str]) -> None:
+    for rows in store.blocks(names):
+        state.update(goal.of(rows))
+
+
+def _solve(state: FitState, goal: Targets, stored: Sequence[Rows], penalty: Any, standardize: bool | None) -> Solution:
+    """Return the head: ridge regression from moments or, if there are rows, logistic regression on those to fit on."""
+    if not stored:
+        return solve_ridge(state, penalty=penalty, standardize=bool(standardize))
+    state.check_classes()
+    held_out = state.holdout.indices
+    rows = Rows.joined([rows.take(~torch.isin(rows.indices, held_out)) for rows in map(goal.of, stored)])
+    rows = rows.take(rows.indices.argsort())  # the same numbers for any order of batches and ranks
+    return solve_logistic(
+        rows.features,
+        rows.targets,
+        num_classes=goal.num_classes,
+        penalty=1.0 if penalty is None else penalty,
+        weights=rows.weights,
+        folds=torch.from_numpy(state.fold_of(rows.indices)),
+        standardize=standardize is None or standardize,
+    )
+
+
+def _check_options(targets: str, solver: str, max_skipped: float) -> None:
     for name, value, known in (("targets", targets, ("labels", "logits")), ("solver", solver, ("ridge", "logistic"))):
         if value not in known:
             raise CamhookError(f"Found {name}={value!r}, expected one of {', '.join(known)}.")
@@ -237,3 +284,7 @@ def _check(targets: str, solver: str, penalty: Any, max_skipped: float, holdout:
         raise CamhookError("Found solver='logistic' for targets='logits': scores are no classes. Take 'ridge'.")
     if not 0 <= max_skipped <= 1:
         raise CamhookError(f"Found max_skipped={max_skipped}, expected a share from 0 to 1.")
+    if solver == "logistic" and find_spec("sklearn") is None:
+        raise DependencyError(
+            'solver="logistic" needs scikit-learn, which is not installed: pip install "camhook[fit]". Or take "ridge".'
+        )

@@ -13,8 +13,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor
 
 from camhook.errors import CamhookError, OutputError, ProbeMismatchError
-from camhook.files import written_by_camhook
-from camhook.fitting.files import read_tensors, write_tensors
+from camhook.files import read_tensors, write_tensors, written_by_camhook
 
 __all__ = ["Probe", "ProbeInfo"]
 
@@ -208,30 +207,11 @@ class Probe(
         self.save(save_directory / _FILE)
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **_: Any,  # what config.json repeats of the file's own metadata
-    ) -> Probe:
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Probe:
         if Path(model_id).is_dir():
             return cls.load(Path(model_id) / _FILE)
-        return cls.load(
-            hf_hub_download(
-                model_id,
-                _FILE,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-        )
+        download = ("revision", "cache_dir", "force_download", "local_files_only", "token")  # others: of config.json
+        return cls.load(hf_hub_download(model_id, _FILE, **{name: options[name] for name in download}))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
         """Return the card that goes with it to the Hub."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from PIL import Image
 
-from camhook.drawing.charts import chart
-from camhook.drawing.montage import Panel, montage
-from camhook.fitting.fidelity import Fidelity
+from camhook.drawing.charts import Chart, draw_charts
+from camhook.fitting.epoch import FeatureFacts
+from camhook.fitting.fidelity import Confidence, Fidelity, measure
+from camhook.fitting.probe import Probe, ProbeInfo
+from camhook.fitting.solvers import Solution
+from camhook.fitting.state import FitState
+from camhook.fitting.targets import Targets
 
-__all__ = ["FitReport"]
+__all__ = ["FitReport", "make_report"]
 
 _LISTED = 5  # skipped files that are printed; `skipped` has them all
 
@@ -78,39 +83,26 @@ class FitReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything in types that JSON has; what is not a finite number becomes None."""
-        found = {
-            **asdict(self),
-            "images_per_second": self.images_per_second,
-            "parameters": self.parameters,
-        }
+        found = {**asdict(self), "images_per_second": self.images_per_second, "parameters": self.parameters}
         return {name: _plain(value) for name, value in found.items()}
 
     def figure(self) -> Image.Image:
-        """Draw what was measured: the penalty's curve, confidence beside accuracy, R2 of every class."""
-        panels, measured = [], self.fidelity
+        """Draw what was measured: error by penalty, accuracy by confidence, and R2 of each class."""
+        charts, measured = [], self.fidelity
         if self.curve:
-            errors = dict(self.curve)
-            best = (self.penalty, errors[self.penalty])
-            picture = chart([self.curve], x_label="penalty", log_x=True, mark=best if self.penalty > 0 else None)
-            panels.append(Panel(picture, "Cross-validated error", (f"least at a penalty of {self.penalty:.3g}",)))
+            best = (self.penalty, dict(self.curve)[self.penalty]) if self.penalty > 0 else None
+            charts.append(Chart([self.curve], "Cross-validated error", "penalty", log_x=True, mark=best))
         if measured.reliability:
             found = [(confidence, accuracy) for confidence, accuracy, _ in measured.reliability]
-            picture = chart([found, [(0.0, 0.0), (1.0, 1.0)]], x_label="confidence", dots=True)
-            panels.append(
-                Panel(
-                    picture, "Accuracy at a confidence", (f"calibration error {_number(measured.calibration_error)}",)
-                )
-            )
+            title = f"Accuracy (calibration error {_number(measured.calibration_error)})"
+            charts.append(Chart([found, [(0.0, 0.0), (1.0, 1.0)]], title, "confidence", dots=True))
         if classes := sorted(value for value in measured.r2_per_class if math.isfinite(value)):
-            picture = chart([list(enumerate(classes, 1))], x_label="classes, the worst first")
-            panels.append(Panel(picture, "R2 of a class's logit", (f"overall {_number(measured.r2)}",)))
+            title = f"R2 of a class's logit (overall {_number(measured.r2)})"
+            charts.append(Chart([list(enumerate(classes, 1))], title, "classes, the worst first"))
         shares = {"top-1": measured.top1, "top-5": measured.top5, "agreement": measured.agreement}
-        told = ", ".join(f"{name} {_number(value)}" for name, value in shares.items() if value is not None)
-        if not panels:
-            blank = Image.new("RGB", (400, 300), "white")
-            panels = [Panel(blank, "Nothing to draw", ("one penalty, and no images held out",))]
-        footer = f"On {measured.images:,} images held out: {told or 'no shares were measured'}."
-        return montage([panels], cell=(300, 400), title=f"Probe on {self.model} at {self.target_layer}", footer=footer)
+        listed = ", ".join(f"{name} {_number(value)}" for name, value in shares.items() if value is not None)
+        footer = f"On {measured.images:,} images held out: {listed or 'no shares were measured'}."
+        return draw_charts(charts, title=f"Probe on {self.model} at {self.target_layer}", footer=footer)
 
     def __str__(self) -> str:
         rows = [(name, text) for name, text in self._rows() if text]
@@ -147,6 +139,53 @@ class FitReport:
 
     def _name(self, index: int) -> str:
         return self.class_names[index] if self.class_names else f"class {index}"
+
+
+def make_report(
+    facts: FeatureFacts,
+    state: FitState,
+    solution: Solution,
+    *,
+    solver: str,
+    goal: Targets,
+    skipped: Mapping[int, tuple[str, str]],
+    seconds: float,
+    solve_seconds: float,
+) -> tuple[FitReport, Probe]:
+    """Measure a solution on the images held out, and return it as a probe with the report."""
+    held_out, total, logits = state.holdout, state.total(), goal.kind == "logits"
+    scores = held_out.features.double() @ solution.weight.T + solution.bias
+    classes: Confidence = "identity" if solver == "ridge" else "softmax" if goal.kind == "labels" else "sigmoid"
+    measured = measure(scores, held_out, logits=logits, confidence="softmax" if logits else classes)
+    shared: dict[str, Any] = {
+        "model": facts.model,
+        "target_layer": facts.target_layer,
+        "pooling": facts.pooling,
+        "targets": goal.kind,
+        "solver": solver,
+        "penalty": solution.penalty,
+        "class_names": goal.class_names,
+    }
+    report = FitReport(
+        **shared,
+        num_classes=goal.num_classes,
+        num_features=facts.num_features,
+        fidelity=measured,
+        fitted=int(total.count),
+        seconds=seconds,
+        curve=solution.curve,
+        class_counts=() if logits else tuple(total.class_counts.tolist()),
+        skipped=tuple(skipped[index] for index in sorted(skipped)),
+        solve_seconds=solve_seconds,
+        replaced_parameters=facts.head_parameters,
+    )
+    about: dict[str, Any] = {
+        "layout": facts.layout,
+        "preprocessing": dict(facts.preprocessing),
+        "fingerprint": facts.fingerprint,
+    }
+    info = ProbeInfo(**shared, **about, fidelity=report.summary())
+    return report, Probe(solution.weight, solution.bias, info)
 
 
 def _number(value: float | None) -> str:

@@ -1,40 +1,43 @@
-"""The weights of a probe: ridge regression from moments alone, logistic regression from pooled features."""
+"""Solvers for the weights of a probe: ridge regression from moments, logistic regression by scikit-learn."""
 
 from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from camhook.errors import CamhookError
-from camhook.fitting.logistic import Logistic, Mode
 from camhook.fitting.moments import Moments
-from camhook.fitting.statistics import Statistics
+from camhook.fitting.rows import Rows, TargetKind, check_counts, class_counts
+from camhook.fitting.state import FitState
 
-__all__ = ["Solution", "balanced_weights", "solve_logistic", "solve_ridge"]
+__all__ = ["Solution", "solve_logistic", "solve_ridge"]
+
+Array = npt.NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A linear head: scores = weight @ features + bias.
+    """A linear head: logits = weight @ features + bias.
 
     Attributes
     ----------
-    weight, bias
+    weight, bias : Tensor
         (K, C) and (K,), float64, on the CPU, for features as they come (not standardised).
-    penalty
-        The one taken.
-    curve
-        (penalty, cross-validated error) for each that was tried, from small to large; empty where one was given. The
-        error is the mean over images and targets of the squared error (ridge), over images of the log loss (logistic).
-    converged
-        Whether the solver came to its tolerance; a closed form always does.
+    penalty, curve
+        The one used, and (penalty, cross-validated error) of all if several were given, in ascending order: the mean
+        squared error over images and targets (ridge), the mean log loss over images (logistic).
+    converged : bool
+        Whether the solver reached its tolerance; a closed form always does.
     """
 
     weight: Tensor
@@ -45,39 +48,39 @@ class Solution:
 
 
 def solve_ridge(
-    statistics: Statistics, *, penalty: float | Sequence[float] | None = None, standardize: bool = False
+    state: FitState, *, penalty: float | Sequence[float] | None = None, standardize: bool = False
 ) -> Solution:
-    """Solve min over W, b of sum_i w_i ||y_i - W x_i - b||^2 + penalty ||W||^2 from the moments.
+    """Solve min over W, b of sum_i w_i ||y_i - W x_i - b||^2 + penalty ||W||^2 from moments.
 
     With several penalties each fold is predicted from the others, and the penalty of the least squared error over all
-    folds is taken (of equals the larger). One eigendecomposition a fold serves every penalty. The bias is not
-    penalised; a penalty of 0 gives the solution of least norm; targets of labels are 0 and 1.
+    folds is used (of equals the larger); one eigendecomposition per fold serves them all. The bias is not penalised; a
+    penalty of 0 gives the least-norm solution; targets of labels are 0 and 1.
 
     Parameters
     ----------
-    statistics : Statistics
     penalty : float or several, optional
-        As ``alpha`` in scikit-learn's ``Ridge``. Default: 1e-8 to 1e2 times the mean eigenvalue of the Gram matrix, two
-        a decade.
+        ``alpha`` of scikit-learn's ``Ridge``. Default: 1e-8 to 1e2 times the mean eigenvalue of the Gram matrix, two
+        per decade.
     standardize : bool
-        Penalise ``W * std`` in place of W, as if features had a standard deviation of 1; constant features get 0.
+        Penalise ``W * std`` instead of W, as if features had a standard deviation of 1; constant features get 0.
 
     Raises
     ------
     CamhookError
-        Fewer than two images, a class without images, a penalty below 0, or folds too few to choose a penalty by.
+        If there are fewer than two images, a class without images, a penalty below 0, or too few folds to choose by.
 
     Examples
     --------
-    >>> statistics = Statistics(num_features=1, num_targets=1, targets="logits", holdout=0)
-    >>> statistics.update([0, 1, 2], torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.0], [3.0], [5.0]]))
-    >>> solution = solve_ridge(statistics, penalty=0.0)
+    >>> from camhook.fitting.rows import Rows
+    >>> state = FitState(num_features=1, num_targets=1, targets="logits", holdout=0)
+    >>> state.update(Rows.of([0, 1, 2], torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.0], [3.0], [5.0]])))
+    >>> solution = solve_ridge(state, penalty=0.0)
     >>> solution.weight.tolist(), solution.bias.tolist()
     ([[2.0]], [1.0])
     """
-    statistics.check_classes()
-    folds = [fold for fold in statistics.folds if fold.weight > 0]
-    total = Moments.pooled(folds or statistics.folds)
+    state.check_classes()
+    folds = [fold for fold in state.folds if fold.weight > 0]
+    total = Moments.merged(folds or state.folds)
     if total.count < 2 or not folds:
         raise CamhookError(f"Found {int(total.count)} images to fit on (with weight), expected 2 or more; add images.")
     penalties = _penalties(_default_grid(total, standardize) if penalty is None else penalty, least=0.0)
@@ -87,7 +90,7 @@ def solve_ridge(
             found = f"all {int(total.count)} images in one fold"
             raise CamhookError(f"Found {found}: no penalty can be chosen; add images, or pass one penalty.")
         errors = sum(
-            _fold_errors(Moments.pooled(other for other in folds if other is not fold), fold, penalties, standardize)
+            _fold_errors(Moments.merged(other for other in folds if other is not fold), fold, penalties, standardize)
             for fold in folds
         )
         mean_errors = errors / (total.weight.cpu() * len(total.square))
@@ -105,48 +108,38 @@ def solve_logistic(
     targets: Tensor,
     *,
     num_classes: int,
-    mode: Mode = "multinomial",
     penalty: float | Sequence[float] = 1.0,
     weights: Tensor | None = None,
     folds: Tensor | None = None,
     standardize: bool = True,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
-    rows: int = 8192,
-    device: torch.device | str = "cpu",
+    tolerance: float = 1e-7,
+    max_iterations: int = 10_000,
 ) -> Solution:
-    """Solve min over W, b of sum_i w_i loss(W x_i + b, y_i) + penalty / 2 ||W||^2 by L-BFGS.
+    """Solve min over W, b of sum_i w_i loss(W x_i + b, y_i) + penalty / 2 ||W||^2 by scikit-learn's LogisticRegression.
 
-    The loss is -log softmax of the true class, or for one-vs-rest the sum over classes of the binary log loss. The bias
-    is not penalised. Features are read a block of rows at a time, so they may be a memory-mapped file.
+    The loss is -log softmax of the true class (multinomial) or, for several labels per image, the sum over classes of
+    the binary log loss (one-vs-rest). The bias is not penalised. A float64 copy of the features is made.
 
     Parameters
     ----------
     features : Tensor (N, C)
     targets : Tensor
-        Labels (N,) int64 or, for one-vs-rest, 0 or 1 for each class (N, K).
+        Labels (N,) int64, or 0 or 1 for each class (N, K).
     num_classes : int
         K.
-    mode : "multinomial" or "one-vs-rest"
     penalty : float or several
-        As 1 / C in scikit-learn's ``LogisticRegression``, above 0. Of several the one of least log loss over `folds`.
-    weights : Tensor (N,), optional
-        0 leaves a row out, whatever it holds.
-    folds : Tensor (N,) int64, optional
-        Which part a row is in, where several penalties are given.
+        1 / C of ``LogisticRegression``, above 0. Of several the one of least log loss over `folds`.
+    weights, folds : Tensor (N,), optional
+        Rows of weight 0 are left out, whatever they hold. The fold (int64) of each row is for several penalties.
     standardize : bool
         Penalise as if features had a standard deviation of 1; the result is for features as they come.
-    tolerance : float
-        On the largest entry of the gradient of the mean loss, for features made uncorrelated and of one spread.
-    max_iterations, rows : int
-        Of L-BFGS; rows in a block.
-    device : str or torch.device
-        Where a block is computed, in float64.
+    tolerance, max_iterations : float, int
+        ``tol`` and ``max_iter`` of ``LogisticRegression``.
 
     Raises
     ------
     CamhookError
-        Shapes or values do not fit, a class has no rows with weight, or there is one class only.
+        If shapes or values do not fit, a class is in no row with weight or in all, or there is one class only.
 
     Examples
     --------
@@ -155,44 +148,69 @@ def solve_logistic(
     >>> (features.double() @ solution.weight.T + solution.bias).argmax(1).tolist()
     [0, 0, 1, 1]
     """
-    problem = Logistic(features, targets, num_classes, mode, weights, standardize, rows, device)
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    rows = Rows.of(range(len(features)), features, targets, weights)
+    kind: TargetKind = "labels" if targets.ndim == 1 else "multilabel"
+    used = rows.weights != 0
+    rows = rows.take(used.cpu()).check(num_features=features.shape[1], num_targets=num_classes, targets=kind)
+    counts = class_counts(rows.targets, num_classes)
+    check_counts(counts, single=kind == "labels")
+    if (everywhere := counts == len(rows)).any():
+        raise CamhookError(
+            f"Class {int(everywhere.nonzero()[0])} is in every image; add images without, or leave it out."
+        )
+    x: Array = rows.features.cpu().double().numpy()
+    w: Array = rows.weights.cpu().double().numpy()
+    mean = w @ x / w.sum()
+    x -= mean
+    deviation = np.sqrt(np.einsum("n,nc,nc->c", w, x, x) / w.sum())
+    varies = deviation > 1e-12 * np.abs(mean)  # rounding gives a constant feature a deviation too
+    scale = np.where(varies, deviation, 1.0) if standardize else np.ones_like(mean)
+    x /= scale
+    y = rows.targets.cpu().long().numpy()
+    columns = [y] if kind == "labels" else list(y.T)
+    models = [LogisticRegression(tol=tolerance, max_iter=max_iterations, warm_start=True) for _ in columns]
+    # A binary model's weights are the difference between two classes, each of which would have half the penalty.
+    binary = kind == "labels" and num_classes == 2
+
+    def minimize(penalty: float, weights: Array) -> bool:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            for model, column in zip(models, columns, strict=True):
+                model.set_params(C=(2 if binary else 1) / penalty).fit(x, column, sample_weight=weights)
+        return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+
     penalties = _penalties(penalty, least=math.ulp(0.0))
     curve: list[tuple[float, float]] = []
     if len(penalties) > 1:
-        if folds is None or folds.shape != problem.weights.shape or len(folds.unique()) < 2:
+        if folds is None or folds.shape != used.shape or len(folds.unique()) < 2:
             found = "no folds" if folds is None else f"folds of shape {tuple(folds.shape)}"
             raise CamhookError(
-                f"Found {found} for {len(penalties)} penalties; pass folds (N,) of two parts, or one penalty."
+                f"Found {found} for {len(penalties)} penalties; pass two folds or more (N,), or one penalty."
             )
-        curve = [(each, 0.0) for each in penalties]
-        for fold in folds.unique():
-            inside, outside = (problem.weights * part for part in (folds != fold, folds == fold))
-            start = None
-            for number in reversed(range(len(penalties))):  # from the strongest on, each the start of the next
-                start, _ = problem.minimize(inside, penalties[number], tolerance, max_iterations, start)
-                loss = problem.loss(start, outside)[0] / problem.weights.sum()
-                curve[number] = (penalties[number], curve[number][1] + float(loss))
+        errors, fold = np.zeros(len(penalties)), folds.cpu()[used.cpu()].numpy()
+        for number in np.unique(fold):
+            outside = w * (fold == number)
+            for place in reversed(range(len(penalties))):  # from the strongest on, each the start of the next
+                minimize(penalties[place], w - outside)
+                for model, column in zip(models, columns, strict=True):
+                    errors[place] -= outside @ model.predict_log_proba(x)[np.arange(len(x)), column] / w.sum()
+        curve = list(zip(penalties, errors.tolist(), strict=True))
     best = _best(curve) if curve else penalties[0]
-    head, converged = problem.minimize(problem.weights, best, tolerance, max_iterations)
+    converged = minimize(best, w)
     if not converged:
         _log.warning("L-BFGS stopped before its tolerance of %g; raise max_iterations or the penalty.", tolerance)
-    weight = head[:, :-1] / problem.scale
-    bias = head[:, -1] - weight @ problem.mean
-    if mode == "multinomial":  # softmax does not see a constant; take the one that sums to zero
+    weight = np.concatenate([model.coef_ for model in models])
+    bias = np.concatenate([model.intercept_ for model in models])
+    if binary:
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scale
+    bias = bias - weight @ mean
+    if kind == "labels":  # softmax ignores a constant; take the one for which biases sum to zero
         bias = bias - bias.mean()
-    return Solution(weight.cpu(), bias.cpu(), best, tuple(curve), converged)
-
-
-def balanced_weights(class_counts: Tensor) -> Tensor:
-    """Return a weight (K,) for each class, N / (K n_k), so that all weigh the same; 0 for a class without images.
-
-    Examples
-    --------
-    >>> balanced_weights(torch.tensor([1, 3])).tolist()
-    [2.0, 0.6666666666666666]
-    """
-    counts = class_counts.double()
-    return torch.where(counts > 0, counts.sum() / (len(counts) * counts.clamp(min=1)), 0.0)
+    return Solution(torch.from_numpy(weight), torch.from_numpy(bias), best, tuple(curve), converged)
 
 
 def _penalties(penalty: float | Sequence[float], least: float) -> list[float]:

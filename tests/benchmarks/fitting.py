@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import camhook
+from camhook.fitting.rows import Rows
 from camhook.fitting.solvers import solve_ridge
-from camhook.fitting.statistics import Statistics
+from camhook.fitting.state import FitState
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -101,22 +102,22 @@ def peak(count: int) -> None:
 
 
 def solve(features: int = 2048, classes: int = 1000, images: int = 20000) -> None:
-    """The sums of so many images, and ridge from them."""
+    """The moments of so many images, and ridge from them."""
     torch.manual_seed(0)
-    sums = Statistics(features, classes, device=DEVICE)
+    state = FitState(features, classes, device=DEVICE)
     started = synchronised()
     for first in range(0, images, 1000):
         labels = torch.arange(first, first + 1000, device=DEVICE) % classes
-        sums.update(range(first, first + 1000), torch.randn(1000, features, device=DEVICE), labels)
-    sums.total()
+        state.update(Rows.of(range(first, first + 1000), torch.randn(1000, features, device=DEVICE), labels))
+    state.total()
     summed = synchronised()
     for penalty in (1.0, None):
         begun = synchronised()
-        solution = solve_ridge(sums, penalty=penalty)
+        solution = solve_ridge(state, penalty=penalty)
         tried = f"{max(len(solution.curve), 1)} penalties"
         echo(f"{features:,} features x {classes:,} classes, {tried}: solved in {synchronised() - begun:.3g} s")
-    size = sum(value.numel() * value.element_size() for value in sums.state_dict().values())
-    echo(f"  sums: {(summed - started) / images * 1e6:.3g} us an image; state {size / 2**20:,.0f} MiB on {DEVICE}")
+    size = sum(value.nbytes for each in (*state.folds, state.holdout) for value in vars(each).values())
+    echo(f"  moments: {(summed - started) / images * 1e6:.3g} us an image; state {size / 2**20:,.0f} MiB on {DEVICE}")
 
 
 def head(counts: tuple[int, ...] = (250, 1000, 4000)) -> None:

@@ -25,10 +25,10 @@ import camhook
 from camhook import CamhookError, ImageError, UnsupportedModelError
 from camhook.cam import CAM
 from camhook.cli.main import main
-from camhook.fitting.caches import FeatureCache
-from camhook.fitting.learning import Frozen, head_parameters
+from camhook.engine.features import head_parameters
 from camhook.fitting.probe import Probe
-from camhook.fitting.rows import sample_hash
+from camhook.fitting.rows import Rows, sample_hash
+from camhook.fitting.shards import FeatureStore
 
 NAMES = [str(digit) for digit in range(10)]
 GREY = {"input_size": (1, 64, 64), "mean": (0.0,), "std": (1.0,), "crop_pct": 1.0}
@@ -79,11 +79,12 @@ def pooled() -> tuple[Tensor, Tensor]:
     return torch.cat([cam.reader.pooled(part)[0].value for part in images.split(50)]), labels
 
 
-def a_cache() -> FeatureCache:
+def a_store() -> FeatureStore:
     features, labels = pooled()
-    cache = FeatureCache(310, features.shape[1])
-    cache.write(range(300), features, labels)
-    return cache
+    store = FeatureStore()
+    for part in torch.arange(300).split(70):
+        store.append(Rows.of(part, features[part], labels[part]))
+    return store
 
 
 def a_set() -> TensorDataset:
@@ -112,7 +113,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "lists of images": lambda: [(list(images), labels.tolist()) for images, labels in batches_of(*digits())],
     "dictionaries": lambda: [{"img": image, "label": label} for image, label in zip(*digits(), strict=True)],
     "features": pooled,
-    "FeatureCache": a_cache,
+    "FeatureStore": a_store,
 }
 
 
@@ -255,6 +256,49 @@ def test_agreement_with_a_model_of_the_same_classes(scenes: Any) -> None:
     assert (backwards.fit(data, class_names=NAMES, progress=False).fidelity.agreement or 0) < 0.2
 
 
+def test_another_probe_on_the_same_features_does_not_run_the_model(tmp_path: Path) -> None:
+    images, labels = digits()
+    own = model()
+    ran: list[int] = []
+    own.register_forward_hook(lambda *_: ran.append(1))
+    cam, even = camhook.wrap(own, input_size=(64, 64)), labels % 2
+    several = torch.stack([labels < 5, labels % 2 == 0], 1).long()
+    fitted((images, labels), cam, cache=tmp_path / "features")
+    assert len(ran) == 10
+    for data, options in (
+        ((images, labels), {"solver": "logistic", "penalty": [0.1, 1.0]}),
+        ((images, even), {"penalty": 0.1, "class_weight": "balanced", "seed": 3}),
+        ((images, several), {"solver": "logistic", "holdout": 0.3}),
+        ((images, labels), {"sample_weight": torch.arange(300) + 1.0, "folds": 3, "standardize": True}),
+    ):
+        found = fitted(data, cam, cache=tmp_path / "features", **options)
+        assert len(ran) == 10
+        expected = fitted(data, **options)
+        torch.testing.assert_close(found.weight, expected.weight, rtol=1e-5, atol=1e-6)
+        assert found.info.fidelity == pytest.approx(expected.info.fidelity)
+    for place in (str(tmp_path / "features"), FeatureStore(tmp_path / "features")):  # the images are not even there
+        found = fitted(place, cam, penalty=0.1)
+        torch.testing.assert_close(found.weight, fitted((images, labels), penalty=0.1).weight, rtol=1e-5, atol=1e-6)
+    assert len(ran) == 10
+    assert sorted(FeatureStore(tmp_path / "features").indices().tolist()) == list(range(300))
+    with pytest.raises(CamhookError, match=r"is of another run \(fingerprint: "):
+        fitted(tmp_path / "features", camhook.wrap(timm.create_model("test_resnet", in_chans=1), input_size=(64, 64)))
+    with pytest.raises(CamhookError, match=r"is of another run \(data: "):
+        fitted((images + 1, labels), cam, cache=tmp_path / "features")
+
+
+def test_labels_of_a_list_are_those_given_now(tmp_path: Path) -> None:
+    images, labels = digits(60)
+    for given in (labels, 9 - labels):
+        data = list(zip(images, given.tolist(), strict=True))
+        found = fitted(data, num_classes=10, penalty=0.1, checkpoint=tmp_path / "features")
+        expected = fitted((images, given), num_classes=10, penalty=0.1)
+        torch.testing.assert_close(found.weight, expected.weight, rtol=1e-5, atol=1e-6)
+    fitted(TensorDataset(images, labels), num_classes=10, checkpoint=tmp_path / "others")
+    with pytest.raises(CamhookError, match=r"is of another run \(.*label: "):  # known once they are read
+        fitted(TensorDataset(images, 9 - labels), num_classes=10, checkpoint=tmp_path / "others")
+
+
 def test_several_labels_an_image(scenes: Any) -> None:
     labels = torch.stack([scenes.labels < 5, scenes.labels % 2 == 0], dim=1).long()
     cam = camhook.wrap(load_digits_vit())
@@ -329,9 +373,9 @@ def test_balanced_classes() -> None:
 def test_parameters_of_the_head_it_stands_in_for() -> None:
     with torch.device("meta"):
         vgg = timm.create_model("vgg11")
-    frozen = Frozen(camhook.wrap(vgg).reader, "gap", None, channels_last=False)
-    assert head_parameters(frozen, torch.zeros(1, 3, 224, 224, device="meta")) == 123_642_856
-    assert 1000 * (frozen.num_features + 1) == 513_000
+    encoder = camhook.wrap(vgg).reader.encoder
+    assert head_parameters(vgg, encoder.point, (2, 3, 224, 224)) == 123_642_856
+    assert 1000 * (encoder.num_channels + 1) == 513_000
 
 
 def test_stages_are_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
@@ -430,8 +474,8 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
     arguments = ["--model", "test_vit", "--num-classes", "0", "--output", probe, "--holdout", "0.3"]
-    files = ["--checkpoint", tmp_path / "fit.ckpt", "--report", tmp_path / "fit.json", "--figure", tmp_path / "fit.png"]
-    result = run("fit", folder, *arguments, "--weights", weights, *files, "--pool", "attention")
+    files = ["--resume", tmp_path / "fit.ckpt", "--report", tmp_path / "fit.json", "--figure", tmp_path / "fit.png"]
+    result = run("fit", folder, *arguments, "--checkpoint", weights, *files, "--pool", "attention")
     assert result.exit_code == 0, result.output
     assert "Probe on test_vit" in result.stdout
     assert f"Wrote {probe}." in result.stdout
@@ -450,6 +494,40 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
     assert f"{photo.stem}: 1: score" in result.output
     manifest = json.loads(next((tmp_path / "maps").rglob("*.json")).read_text())
     assert manifest["explains"] == "probe"
+
+
+def test_earlier_name_of_the_weights_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    arguments = ["--model", "test_vit", "--num-classes", "0", "--penalty", "0.1", "--no-progress"]
+    for option in ("--checkpoint", "--weights"):
+        result = run("fit", folder, *arguments, option, weights, "--output", tmp_path / option)
+        assert result.exit_code == 0, result.output
+    now, earlier = (Probe.load(tmp_path / option) for option in ("--checkpoint", "--weights"))
+    assert torch.equal(now.weight, earlier.weight)
+    shown = run("fit", "--help").output
+    assert "--checkpoint" in shown
+    assert "--resume" in shown
+    assert "--weights" not in shown
+    both = ["--checkpoint", weights, "--weights", weights]
+    result = run("fit", folder, *arguments, *both, "--output", tmp_path / "both")
+    assert result.exit_code == 2
+    assert "pass one of them" in result.output
+
+
+def test_the_command_line_goes_on_from_resume(folder: Path, tmp_path: Path) -> None:
+    weights, features = tmp_path / "weights.pth", tmp_path / "features"
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    arguments = ["--model", "test_vit", "--num-classes", "0", "--checkpoint", weights, "--resume", features]
+    first = run("fit", folder, *arguments, "--output", tmp_path / "first")
+    assert first.exit_code == 0, first.output
+    files = {file: file.stat().st_mtime_ns for file in features.iterdir()}
+    for data, name in ((folder, "second"), (features, "third")):
+        result = run("fit", data, *arguments[:6], *(arguments[6:] if data == folder else []), "--solver", "logistic",
+                     "--output", tmp_path / name)  # fmt: skip
+        assert result.exit_code == 0, result.output
+    assert {file: file.stat().st_mtime_ns for file in features.iterdir()} == files  # no image was run again
+    torch.testing.assert_close(Probe.load(tmp_path / "second").weight, Probe.load(tmp_path / "third").weight)
 
 
 @pytest.mark.parametrize(("option", "name"), [("--report", "fit.json"), ("--figure", "fit.png")])
@@ -474,7 +552,7 @@ def test_command_line_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:
         weights = tmp_path / "weights.pth"
         kind = ["--num-classes", "0"] if "--num-classes" not in options else []
         torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), weights)
-        result = run("fit", data, "--model", "test_resnet", "--weights", weights, *output, *kind, *options)
+        result = run("fit", data, "--model", "test_resnet", "--checkpoint", weights, *output, *kind, *options)
         assert result.exit_code == 1
         assert words in result.output
     assert not (tmp_path / "probe").exists()

@@ -18,15 +18,14 @@ import timm
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from safetensors import safe_open
 from sklearn.datasets import load_digits
 
 import camhook
 from camhook import CamhookError, ImageError
 from camhook.cli.main import main
-from camhook.fitting.checkpoints import Progress
 from camhook.fitting.probe import Probe
 from camhook.fitting.reports import FitReport
+from camhook.fitting.shards import FeatureStore
 
 COUNT, SIDE = 160, 64
 
@@ -78,10 +77,7 @@ def assert_as_close(found: Probe, expected: Probe) -> None:
 
 
 def done_in(checkpoint: Path) -> int:
-    progress = Progress(COUNT)
-    with safe_open(checkpoint, "pt") as file:
-        progress.bits[:] = file.get_tensor("done").numpy()
-    return len(progress)
+    return len(FeatureStore(checkpoint, rank=1).indices())  # another rank than the one that may be writing
 
 
 def in_a_process(target: Any, *arguments: Any) -> Any:
@@ -151,13 +147,15 @@ def test_ctrl_c_leaves_a_usable_checkpoint(folder: Path, tmp_path: Path) -> None
 def test_a_checkpoint_of_another_run(folder: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "fit.ckpt"
     fit(folder, checkpoint=checkpoint)
-    assert fit(folder, checkpoint=checkpoint, penalty=5.0)[0].penalty == 5  # another solve of the same sums
-    with pytest.raises(CamhookError, match=r"is of another run \(weights: .*another checkpoint file"):
-        fit(folder, checkpoint=checkpoint, class_weight="balanced")
-    with pytest.raises(CamhookError, match=r"is of another run .*statistics"):
-        fit(folder, checkpoint=checkpoint, seed=1)
-    checkpoint.write_bytes(b"nonsense")
-    with pytest.raises(CamhookError, match="cannot be read as a camhook checkpoint"):
+    assert fit(folder, checkpoint=checkpoint, penalty=5.0)[0].penalty == 5  # another solve of the same features
+    for same in ({"class_weight": "balanced"}, {"seed": 1}, {"solver": "logistic"}):
+        assert_same(fit(folder, checkpoint=checkpoint, **same), fit(folder, **same))
+    with pytest.raises(CamhookError, match=r"is of another run \(data: .*another folder"):
+        fit(Pressing(folder, -1), checkpoint=checkpoint, num_classes=10)
+    with pytest.raises(CamhookError, match=r"is of another run \(autocast: 'None' then, 'torch.bfloat16' now\)"):
+        fit(folder, checkpoint=checkpoint, autocast=torch.bfloat16)
+    (checkpoint / "000001-0.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CamhookError, match="cannot be read as a camhook features"):
         fit(folder, checkpoint=checkpoint)
 
 
@@ -265,10 +263,23 @@ def test_two_ranks_share_a_stream(folder: Path, tmp_path: Path) -> None:
     assert_as_close(Probe.load(tmp_path / "probe1"), expected)
 
 
+class Unlisted(torch.utils.data.Dataset[Any]):
+    """Pairs whose labels are not known before they are read."""
+
+    def __init__(self, pairs: list[Any]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pairs[index]
+
+
 def test_a_rank_that_fails_tells_the_other(damaged: Path, tmp_path: Path) -> None:
     files = [(str(f), int(f.parent.name)) for f in sorted(damaged.rglob("*.png"), key=lambda f: f.name) if f.exists()]
     files[101] = (files[101][0], 99)
-    on_two_ranks(tmp_path, files, num_classes=10)
+    on_two_ranks(tmp_path, Unlisted(files), num_classes=10)
     said = [(tmp_path / f"error{rank}").read_text() for rank in range(2)]
     assert any("expected integers from 0 to 9" in text for text in said)
     assert any("Another rank failed" in text for text in said)
@@ -278,7 +289,7 @@ def test_torchrun(folder: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pth"
     torch.manual_seed(0)
     torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
-    arguments = ["fit", str(folder), "--model", "test_vit", "--num-classes", "0", "--weights", str(weights)]
+    arguments = ["fit", str(folder), "--model", "test_vit", "--num-classes", "0", "--checkpoint", str(weights)]
     arguments += ["--penalty", "0.01", "--no-progress", "--device", "cpu", "--batch-size", "16"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "camhook"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

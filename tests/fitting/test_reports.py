@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import r2_score, top_k_accuracy_score
 from torch import Tensor
 
-from camhook.drawing.charts import chart
+from camhook.drawing.charts import Chart, draw_charts
 from camhook.errors import CamhookError
 from camhook.fitting.fidelity import Fidelity, measure
 from camhook.fitting.reports import FitReport
@@ -209,9 +209,9 @@ def test_it_draws(report: FitReport) -> None:
 
 def test_charts() -> None:
     flat: Any = [[(1.0, 2.0)]]
-    assert chart(flat, size=(120, 160)).size == (160, 120)
-    rising = np.asarray(chart([[(0.0, 0.0), (1.0, 1.0)]], size=(150, 150)))
+    assert draw_charts([Chart(flat)], size=(120, 160)).size == (160, 120)
+    rising = np.asarray(draw_charts([Chart([[(0.0, 0.0), (1.0, 1.0)]])], size=(150, 150)))
     blue = np.argwhere((rising[..., 2] > 150) & (rising[..., 0] < 80))
     assert np.corrcoef(blue.T)[0, 1] < -0.99  # up to the right
     with pytest.raises(CamhookError, match="no points to draw"):
-        chart([[(math.nan, 1.0), (0.0, 1.0)]], log_x=True)
+        draw_charts([Chart([[(math.nan, 1.0), (0.0, 1.0)]], log_x=True)])
