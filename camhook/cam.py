@@ -156,55 +156,22 @@ class CAM:
         """Explain a forward pass that the caller ran."""
         return self._result(self.reader.explain_pass(passed), passed.images[0], None, target, topk, contrast)
 
-    def fit(
-        self,
-        data: Any,
-        *,
-        targets: Any = "labels",
-        pool: Any = "gap",
-        autocast: torch.dtype | None = None,
-        channels_last: bool = False,
-        **options: Any,
-    ) -> FitReport:
-        """Fit a linear probe on the model's frozen features, and keep it as this CAM's probe.
+    def fit(self, data: Any, *, targets: Any = "labels", pool: Any = "gap", **options: Any) -> FitReport:
+        """Fit a linear probe on the model's frozen features, keep it as this CAM's probe, and report how faithful it is.
 
         Parameters
         ----------
         data
             A folder with a folder of images per class, a Dataset or DataLoader, pairs (images, labels), features.
-        targets : str
-            ``"labels"``: the classes of the data; ``"logits"``: the model's own logits, for which no labels are needed.
-        pool : str
-            ``"gap"``: the mean over positions; ``"attention"``: weighted by the class token's last attention.
-        autocast : torch.dtype
-            Run the model in this precision, ``torch.bfloat16`` say.
-        channels_last : bool
-            Give the model its images in that memory format; often faster on a GPU.
+        targets, pool
+            ``"labels"``, or ``"logits"``: the model's own; ``"gap"``, or ``"attention"``: the class token's last.
         **options
-            The solver, weights, checkpoints and the others of `camhook.fitting.fit.fit`.
-
-        Returns
-        -------
-        FitReport
-            How faithful the probe is, measured on images held out.
-
-        Raises
-        ------
-        CamhookError
-            If the data cannot be fitted to; it says what was found, what was expected and what to do.
-
-        Examples
-        --------
-        >>> import timm, camhook
-        >>> cam = camhook.wrap(timm.create_model("test_resnet", num_classes=0))
-        >>> images, labels = torch.randn(60, 3, 160, 160), torch.arange(60) % 2
-        >>> report = cam.fit((images + labels.view(-1, 1, 1, 1), labels), class_names=["dark", "light"], progress=False)
-        >>> cam(images[:1], "light").explains
-        'probe'
+            ``autocast`` and ``channels_last`` for the model, and those of `camhook.fitting.fit.fit`.
         """
         from camhook.fitting.fit import fit
 
-        extractor = PooledFeatures(self.reader, pool, autocast=autocast, channels_last=channels_last)
+        model = {name: options.pop(name) for name in ("autocast", "channels_last") if name in options}
+        extractor = PooledFeatures(self.reader, pool, **model)
         report, self.probe = fit(extractor, data, targets=targets, **options)
         return report
 
