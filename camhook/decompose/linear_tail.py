@@ -89,7 +89,7 @@ class LinearTail:
         if len(one_hot) == 1 or self.is_recorded:  # batched, some operations fix a symbolic batch size
             per_class = [self._gradients(self._logits, row) for row in one_hot.unbind()]
             return [torch.stack(of_input, 1) for of_input in zip(*per_class, strict=True)]
-        return [each.transpose(0, 1) for each in torch.vmap(lambda row: self._gradients(self._logits, row))(one_hot)]
+        return [each.transpose(0, 1) for each in self._gradients(self._logits, one_hot, is_grads_batched=True)]
 
     def responses(self, changes: Mapping[int, Tensor]) -> Tensor:
         """Return the change (R, B, K) of all logits for R changes (R, B, ...) of some inputs, given by their number.
@@ -109,12 +109,7 @@ class LinearTail:
             return cotangent.new_zeros((len(next(iter(changes.values()))), *cotangent.shape))
         return torch.vmap(response)(*[changes[number] for number in numbers])
 
-    def _gradients(self, outputs: Tensor, weights: Tensor, *, create_graph: bool = False) -> tuple[Tensor, ...]:
+    def _gradients(self, outputs: Tensor, weights: Tensor, **options: bool) -> tuple[Tensor, ...]:
         return torch.autograd.grad(
-            outputs,
-            self._inputs,
-            grad_outputs=weights,
-            retain_graph=True,
-            create_graph=create_graph,
-            materialize_grads=True,
+            outputs, self._inputs, grad_outputs=weights, retain_graph=True, materialize_grads=True, **options
         )

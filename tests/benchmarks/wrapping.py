@@ -3,7 +3,7 @@
 Run: python tests/benchmarks/wrapping.py [--every N] [--jobs N]
 
 Models are built on the meta device, outside the timing, and come with their input size, so that wrapping finds a plan.
-What drawing random parameters costs is in the figures; what copying weights would cost is not, since nothing copies any.
+Drawing random parameters is in the figures; copying weights would not be, but nothing copies any.
 """
 
 from __future__ import annotations
