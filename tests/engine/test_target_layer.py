@@ -106,7 +106,7 @@ def test_layers_that_the_score_reads_by_paths_of_their_own_are_joined_by_overlap
     torch.manual_seed(0)
     model = nn.Sequential(TwoScales()).double().eval()
     options: dict[str, Any] = {"input_size": (16, 16)}
-    cam, result, images = explained(model, ["0.fine", model[0].coarse], **options)
+    cam, result, _ = explained(model, ["0.fine", model[0].coarse], **options)
     assert cam.describe().target_layer == "0.fine, 0.coarse"
     assert is_exact(result)
     assert result.maps.shape[2:] == (4, 4)
