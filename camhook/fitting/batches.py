@@ -21,16 +21,7 @@ from camhook.errors import CamhookError
 from camhook.images.loading import Batch, ImageReader, load_batches
 from camhook.images.preprocessing import Preprocessing
 
-__all__ = [
-    "ADVICE",
-    "Images",
-    "first_batch",
-    "is_batch",
-    "labels_of",
-    "likely_columns",
-    "rank_batches",
-    "split",
-]
+__all__ = ["ADVICE", "Images", "first_batch", "is_batch", "labels_of", "likely_columns", "rank_batches", "split"]
 
 ADVICE = (
     "Pass an image folder, a torch Dataset or DataLoader, a datasets.Dataset, an iterable of (images, labels), or "
@@ -171,7 +162,7 @@ def split(item: Any, columns: tuple[str, str] | None = None) -> tuple[Any, Any]:
 
 
 def is_batch(item: Any) -> bool:
-    """Tell whether an item of a stream holds several images."""
+    """Return whether an item of a stream holds several images."""
     images = split(item)[0]
     return images.ndim == 4 if isinstance(images, Tensor | np.ndarray) else isinstance(images, list | tuple)
 

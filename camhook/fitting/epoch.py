@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from camhook.distributed import Ranks
 from camhook.errors import CamhookError, ImageError
-from camhook.fitting.batches import labels_of
+from camhook.fitting.batches import Images, labels_of
 from camhook.fitting.rows import Rows
 from camhook.fitting.shards import FeatureStore
 from camhook.images.loading import Batch
@@ -92,10 +92,9 @@ def run_epoch(
     consume: Callable[[Batch[int]], None],
     store: FeatureStore,
     ranks: Ranks,
+    source: Images,
     *,
-    size: int | None,
     done: int,
-    name: Callable[[int], str],
     every: float,
     max_skipped: float,
     progress: bool,
@@ -106,18 +105,12 @@ def run_epoch(
     ----------
     consume
         Takes a batch with images.
-    store : FeatureStore
-        Where the rows are, if any are kept, and the images that could not be read.
-    size, done : int
-        Number of images, None for a stream; and of those that are done already.
-    name
-        From an image's number to what to call it.
+    source, done : Images, int
+        What the batches are of, and how many images are done already.
     every : float
         Seconds between two shards; a shard is also written once it is large.
-    max_skipped : float
-        Share of images that may be unreadable.
-    progress : bool
-        Show a progress bar.
+    max_skipped, progress : float, bool
+        Share of images that may be unreadable; whether to show a progress bar.
 
     Raises
     ------
@@ -128,7 +121,7 @@ def run_epoch(
     """
     skipped_before, quiet = len(store.skipped), not (progress and ranks.rank == 0)
     error, over, step, own, shown, saved = None, False, 0, 0, 0, time.monotonic()
-    bar = tqdm(total=size, initial=done, unit="image", desc="features", disable=quiet)
+    bar = tqdm(total=source.size, initial=done, unit="image", desc="features", disable=quiet)
     with bar, stop_on_signals(deferred=True) as interrupted:
         while not over:
             step += 1
@@ -140,13 +133,13 @@ def run_epoch(
                         if batch.images is not None:
                             consume(batch)
                         for index, reason in batch.skipped:
-                            store.skip(index, name(index), reason)
+                            store.skip(index, source.name(index), reason)
                         own += len(batch)
                     waited = time.monotonic() - saved
                     if over or interrupted.is_set() or waited >= every or store.waiting >= _LARGEST:
                         store.flush(waited)
                         saved += waited
-                except Exception as found:  # raised below: other ranks, which would wait for this one, are told first
+                except Exception as found:  # raised below, once other ranks, which would wait for this one, know
                     error = found
             if ranks.world > 1 and step % _TOGETHER and not over:
                 continue
@@ -162,7 +155,7 @@ def run_epoch(
                 kept = f"the same command goes on from {store.folder}" if store.folder else "nothing is kept"
                 _log.warning("interrupted: %s", kept)
                 raise KeyboardInterrupt
-            total = size if size is not None else shown if over or shown >= _ENOUGH else 0
+            total = source.size if source.size is not None else shown if over or shown >= _ENOUGH else 0
             _check_skipped(store, ranks, skipped_before + int(skipped), total, max_skipped)
 
 

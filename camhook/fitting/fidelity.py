@@ -15,24 +15,24 @@ from camhook.fitting.rows import Rows
 __all__ = ["Confidence", "Fidelity", "measure"]
 
 Confidence = Literal["softmax", "sigmoid", "identity"]
-"""What turns scores to probabilities; "identity" (cut to 0..1) for least squares on labels of 0 and 1."""
+"""From scores to probabilities; "identity" (clamped to 0..1) for least squares on labels of 0 and 1."""
 
 _BINS = 15
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Measured on images that were held out; None where there was nothing to compare with.
+    """Measures on the images held out; None where there is nothing to compare with.
 
     Attributes
     ----------
     images : int
         How many were held out, with weight.
     top1, top5 : float
-        Share of images whose true class is the strongest, among the five strongest (more than five classes). With
-        several labels an image: a true class.
+        Share of images whose true class (one of those, with several labels) has the highest score, or one of the five
+        highest of more than five classes.
     agreement : float
-        Share of images whose strongest class is the model's own.
+        Share of images whose top class is the model's own.
     r2, r2_per_class : float, tuple of float
         1 - squared error / squared deviation from the mean, of the logits; NaN for a class whose logit never changes.
         The overall one sums both over classes first.
@@ -54,19 +54,12 @@ class Fidelity:
 
 
 def measure(scores: Tensor, held_out: Rows, *, logits: bool, confidence: Confidence = "softmax") -> Fidelity:
-    """Compare scores (H, K) with what is known of the images held out.
-
-    Parameters
-    ----------
-    logits : bool
-        Whether the targets are the model's scores, not labels.
-    confidence : str
-        See `Confidence`.
+    """Compare scores (H, K) with the rows held out, whose targets are labels or the model's logits.
 
     Raises
     ------
     CamhookError
-        There is not one row of scores an image.
+        If there is not one row of scores per image.
 
     Examples
     --------
@@ -75,7 +68,7 @@ def measure(scores: Tensor, held_out: Rows, *, logits: bool, confidence: Confide
     0.67
     """
     if scores.ndim != 2 or len(scores) != len(held_out):
-        raise CamhookError(f"Found scores {tuple(scores.shape)}, expected ({len(held_out)}, K): one row an image.")
+        raise CamhookError(f"Found scores {tuple(scores.shape)}, expected ({len(held_out)}, K): one row per image.")
     used = held_out.weights > 0
     scores, rows = scores.detach().cpu().double()[used], held_out.take(used)
     if not len(rows):
@@ -86,7 +79,8 @@ def measure(scores: Tensor, held_out: Rows, *, logits: bool, confidence: Confide
     true = rows.targets > 0 if several else _one_hot(rows.labels, scores.shape[1])
     truth = own if true is None else true
     top1, agreement = (None if known is None else _share(known.gather(1, ranked[:, :1])) for known in (true, own))
-    error, bins = (None, ()) if truth is None else _calibration(_probabilities(scores, confidence), truth)
+    chances = {"softmax": scores.softmax(1), "sigmoid": scores.sigmoid(), "identity": scores.clamp(0, 1)}[confidence]
+    error, bins = (None, ()) if truth is None else _calibration(chances, truth)
     overall, per_class = _r2(scores, rows.targets) if logits else (None, ())
     return Fidelity(
         images=len(rows),
@@ -108,12 +102,6 @@ def _one_hot(classes: Tensor, count: int) -> Tensor | None:
 
 def _share(hits: Tensor) -> float:
     return hits.double().mean().item()
-
-
-def _probabilities(scores: Tensor, confidence: Confidence) -> Tensor:
-    if confidence == "softmax":
-        return scores.softmax(1)
-    return scores.sigmoid() if confidence == "sigmoid" else scores.clamp(0, 1)
 
 
 def _calibration(probabilities: Tensor, truth: Tensor) -> tuple[float, tuple[tuple[float, float, int], ...]]:

@@ -178,13 +178,13 @@ def fit(
         store, goal = source, replace(goal, labels=None)  # rows of the store have their own
         pooled = {"fingerprint": facts.fingerprint, "layer": facts.target_layer, "pool": facts.pooling}
         store.check_run({**pooled, "targets": targets})
-        ranks.agreed(partial(_count, state, goal, store, store.assigned(ranks)))
     else:
-        size = source.size or 0
         run = _run(facts, source, targets, None if label is None or labels is not None else label)
-        store, done = FeatureStore.opened(folder, run, size, ranks)
-        ranks.agreed(partial(_count, state, goal, store, store.assigned(ranks)))
-        left = "a stream of" if source.size is None else f"{size - int(done.sum()):,}"
+        store, done = FeatureStore.opened(folder, run, source.size or 0, ranks)
+    assigned = store.assigned(ranks)
+    ranks.agreed(lambda: [state.update(goal.of(rows)) for rows in store.blocks(assigned)])
+    if not isinstance(source, FeatureStore):
+        left = "a stream of" if source.size is None else f"{source.size - int(done.sum()):,}"
         place = f"{facts.model} at {facts.target_layer}, pooled by {facts.pooling}"
         _log.info("reading %s images through %s, on %d process(es)", left, place, ranks.world)
         keep = folder is not None or solver == "logistic"
@@ -205,18 +205,8 @@ def fit(
             num_workers=workers or 0,
             pin_memory=device.type == "cuda",
         )
-        run_epoch(
-            batches,
-            consume,
-            store,
-            ranks,
-            size=source.size,
-            done=int(done.sum()),
-            name=source.name,
-            every=checkpoint_every,
-            max_skipped=max_skipped,
-            progress=progress,
-        )
+        limits = {"every": checkpoint_every, "max_skipped": max_skipped}
+        run_epoch(batches, consume, store, ranks, source, done=int(done.sum()), **limits, progress=progress)
     state.all_reduce(ranks)
     store.share_skipped(ranks)
     _log.info("solving (%s): %d features, %d classes", solver, facts.num_features, goal.num_classes)
@@ -250,11 +240,6 @@ def _run(facts: FeatureFacts, source: Images, targets: str, label: Tensor | None
         "data": dict(source.identity),
         "label": None if label is None else label.tolist(),
     }
-
-
-def _count(state: FitState, goal: Targets, store: FeatureStore, names: Sequence[str]) -> None:
-    for rows in store.blocks(names):
-        state.update(goal.of(rows))
 
 
 def _solve(state: FitState, goal: Targets, stored: Sequence[Rows], penalty: Any, standardize: bool | None) -> Solution:

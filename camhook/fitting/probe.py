@@ -1,4 +1,4 @@
-"""A probe: a linear head on frozen, pooled features, and what it may be used with."""
+"""Probe: a linear head on frozen, pooled features, its file, and the check that it belongs to a model."""
 
 from __future__ import annotations
 
@@ -42,20 +42,17 @@ class ProbeInfo:
 
     Attributes
     ----------
-    model, target_layer, layout
-        The backbone's name, the layer whose features are pooled, and their axes ("NCHW", "NHWC", "NLC").
-    pooling
-        "gap" or "attention".
+    model, target_layer, layout, pooling : str
+        The backbone's name, the layer whose features are pooled, their axes ("NCHW", "NHWC", "NLC"), "gap" or
+        "attention".
     targets, solver, penalty
-        "labels", "multilabel" or "logits"; "ridge" or "logistic"; the penalty taken.
-    class_names
-        One a class, or none.
-    preprocessing
-        Of the images; timm's data config.
-    fidelity
-        How far it may be believed; numbers by name, as `camhook.fitting.reports.FitReport` gives them.
-    fingerprint
-        Of the backbone's weights; see `fingerprint`.
+        "labels", "multilabel" or "logits"; "ridge" or "logistic"; the penalty used.
+    class_names, preprocessing
+        One per class, or none; of the images, timm's data config.
+    fidelity : mapping
+        Measures on images held out, by name; see `camhook.fitting.reports.FitReport.summary`.
+    fingerprint : str
+        Hash of the backbone's weights; see `camhook.fingerprints.fingerprint`.
     """
 
     model: str
@@ -87,7 +84,7 @@ class Probe(
     Raises
     ------
     CamhookError
-        Shapes do not fit, or values are not finite.
+        If shapes do not fit, or values are not finite.
 
     Examples
     --------
@@ -100,17 +97,13 @@ class Probe(
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, info: ProbeInfo) -> None:
-        if (
-            weight.ndim != 2
-            or bias.shape != weight.shape[:1]
-            or not (weight.isfinite().all() and bias.isfinite().all())
-        ):
+        fits = weight.ndim == 2 and bias.shape == weight.shape[:1]
+        if not fits or not (weight.isfinite().all() and bias.isfinite().all()):
             found = f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)}"
             raise CamhookError(f"Found {found}, or values that are not finite; expected (K, C) and (K,), all finite.")
         if info.class_names and len(info.class_names) != len(weight):
-            raise CamhookError(
-                f"Found {len(info.class_names)} class names for {len(weight)} classes; name all or none."
-            )
+            found = f"{len(info.class_names)} class names for {len(weight)} classes"
+            raise CamhookError(f"Found {found}; name all or none.")
         self.weight = weight.detach().to("cpu", torch.float32, copy=True)
         self.bias = bias.detach().to("cpu", torch.float32, copy=True)
         self.info = info
@@ -119,11 +112,9 @@ class Probe(
         info = self.info
         measured = ", ".join(f"{name} {value:.3g}" for name, value in info.fidelity.items() if name != "images")
         images = info.fidelity.get("images", 0)
-        told = f"on {images:,} images held out: {measured or 'nothing was measured'}" if images else "not measured"
-        return (
-            f"Probe of {self.num_classes:,} classes on {info.model} at {info.target_layer}, {info.solver} on "
-            f"{info.targets}, pooled by {info.pooling}; {told}"
-        )
+        fidelity = f"on {images:,} images held out: {measured or 'nothing was measured'}" if images else "not measured"
+        place = f"{info.model} at {info.target_layer}, {info.solver} on {info.targets}, pooled by {info.pooling}"
+        return f"Probe of {self.num_classes:,} classes on {place}; {fidelity}"
 
     @property
     def num_classes(self) -> int:
@@ -149,14 +140,12 @@ class Probe(
         num_features: int | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        """Compare with what it is to be used with; what is left out is not compared.
-
-        The model's name decides nothing, its weights do.
+        """Compare what it was fitted on with what it is to be used with, as far as given; a model's name may differ.
 
         Raises
         ------
         ProbeMismatchError
-            Something differs; all that differs is listed.
+            If something differs; all that differs is listed.
         """
         info = self.info
         compared: list[tuple[str, Any, Any]] = [
@@ -180,7 +169,7 @@ class Probe(
         Raises
         ------
         OutputError
-            Another file is there, or the path cannot be written to.
+            If another file is there, or the path cannot be written to.
         """
         if not overwrite and Path(path).exists() and not written_by_camhook(Path(path), kind=_KIND):
             raise OutputError(f"{path} is there already and is no probe. Choose another path.")
@@ -193,13 +182,13 @@ class Probe(
         Raises
         ------
         CamhookError
-            The file is missing, broken or no probe.
+            If the file does not exist, is damaged or is no probe.
         """
         tensors, facts = read_tensors(path, _KIND)
         missing = {"weight", "bias"} - tensors.keys() | {"model", "target_layer", "layout"} - facts.keys()
         if missing:
             raise CamhookError(f"{os.fspath(path)} lacks {', '.join(sorted(missing))}; fit and save the probe again.")
-        known = {f.name: facts[f.name] for f in fields(ProbeInfo) if f.name in facts}  # later versions may tell more
+        known = {f.name: facts[f.name] for f in fields(ProbeInfo) if f.name in facts}  # later versions may have more
         known["class_names"] = tuple(known.get("class_names", ()))
         return cls(tensors["weight"], tensors["bias"], ProbeInfo(**known))
 
@@ -215,8 +204,7 @@ class Probe(
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
         """Return the card that goes with it to the Hub."""
-        numbers = [
-            (name, f"{value:.4g}") for name, value in self.info.fidelity.items() if isinstance(value, float | int)
-        ]
+        fidelity = self.info.fidelity.items()
+        numbers = [(name, f"{value:.4g}") for name, value in fidelity if isinstance(value, float | int)]
         about = {"info": self.info, "fidelity": numbers, "classes": self.num_classes, "features": self.num_features}
         return super().generate_model_card(*args, **about, **kwargs)

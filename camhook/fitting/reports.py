@@ -1,4 +1,4 @@
-"""What came of a fit: how far the probe speaks for the model, from how many images, at what cost."""
+"""Report of a fit: fidelity of the probe, images and time, as text, JSON and figure."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from camhook.fitting.probe import Probe, ProbeInfo
 from camhook.fitting.solvers import Solution
 from camhook.fitting.state import FitState
 from camhook.fitting.targets import Targets
+from camhook.text_tables import text_table
 
 __all__ = ["FitReport", "make_report"]
 
@@ -24,27 +25,24 @@ _LISTED = 5  # skipped files that are printed; `skipped` has them all
 
 @dataclass(frozen=True)
 class FitReport:
-    """The outcome of a fit; prints as a table.
+    """Result of a fit; prints as a table.
 
     Attributes
     ----------
     model, target_layer, pooling, targets, solver : str
         As in `camhook.fitting.probe.ProbeInfo`.
-    num_classes, num_features : int
-    fidelity : Fidelity
-        On held-out images.
+    num_classes, num_features, fidelity
+        K, C, and measures on the images held out.
     penalty, curve
-        What was taken, and (penalty, cross-validated error) of all that were tried.
+        The one used, and (penalty, cross-validated error) of all that were tried.
     class_counts : tuple of int
         Images to fit on with each class; empty where there are no labels.
-    fitted : int
-        Images the weights were fitted on; those held out come on top.
-    skipped : tuple of (file, reason)
+    fitted, skipped
+        Number of images the weights were fitted on, and (file, reason) of those that could not be read.
     seconds, solve_seconds : float
         To read and run the images, and to solve.
     replaced_parameters : int, optional
         Of the model's own head; the probe has (C + 1) K.
-    class_names : tuple of str
     """
 
     model: str
@@ -106,10 +104,8 @@ class FitReport:
 
     def __str__(self) -> str:
         rows = [(name, text) for name, text in self._rows() if text]
-        width = max(len(name) for name, _ in rows) + 2
         size = f"{self.num_classes:,} classes, {self.num_features:,} features"
-        head = f"Probe on {self.model} at {self.target_layer}: {size}"
-        return "\n".join([head, *(f"  {name:<{width}}{text}" for name, text in rows)])
+        return f"Probe on {self.model} at {self.target_layer}: {size}\n{text_table(rows, indent='  ')}"
 
     def _rows(self) -> list[tuple[str, str]]:
         measured, counts = self.fidelity, self.class_counts
@@ -157,15 +153,8 @@ def make_report(
     scores = held_out.features.double() @ solution.weight.T + solution.bias
     classes: Confidence = "identity" if solver == "ridge" else "softmax" if goal.kind == "labels" else "sigmoid"
     measured = measure(scores, held_out, logits=logits, confidence="softmax" if logits else classes)
-    shared: dict[str, Any] = {
-        "model": facts.model,
-        "target_layer": facts.target_layer,
-        "pooling": facts.pooling,
-        "targets": goal.kind,
-        "solver": solver,
-        "penalty": solution.penalty,
-        "class_names": goal.class_names,
-    }
+    shared: dict[str, Any] = {name: getattr(facts, name) for name in ("model", "target_layer", "pooling")}
+    shared |= {"targets": goal.kind, "class_names": goal.class_names, "solver": solver, "penalty": solution.penalty}
     report = FitReport(
         **shared,
         num_classes=goal.num_classes,
@@ -179,11 +168,8 @@ def make_report(
         solve_seconds=solve_seconds,
         replaced_parameters=facts.head_parameters,
     )
-    about: dict[str, Any] = {
-        "layout": facts.layout,
-        "preprocessing": dict(facts.preprocessing),
-        "fingerprint": facts.fingerprint,
-    }
+    config = dict(facts.preprocessing)
+    about: dict[str, Any] = {"layout": facts.layout, "preprocessing": config, "fingerprint": facts.fingerprint}
     info = ProbeInfo(**shared, **about, fidelity=report.summary())
     return report, Probe(solution.weight, solution.bias, info)
 

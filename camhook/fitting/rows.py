@@ -86,12 +86,9 @@ class Rows:
         return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
     def take(self, rows: Tensor | slice) -> Rows:
-        """Return some of the rows, by a mask or by position."""
-
-        def taken(value: Tensor) -> Tensor:
-            return value[rows if isinstance(rows, slice) else rows.to(value.device)]
-
-        return Rows(**{name: taken(value) for name, value in vars(self).items()})
+        """Return some of the rows, by a mask, by position, or a slice."""
+        place = (lambda value: rows.to(value.device)) if isinstance(rows, Tensor) else (lambda value: rows)
+        return Rows(**{name: value[place(value)] for name, value in vars(self).items()})
 
     def to(self, device: torch.device | str, *, copy: bool = False) -> Rows:
         """Return the rows on another device; the indices stay on the CPU."""

@@ -93,21 +93,16 @@ class FeatureStore:
         cls, folder: str | os.PathLike[str] | None, run: Mapping[str, Any], size: int, ranks: Ranks
     ) -> tuple[FeatureStore, npt.NDArray[np.bool_]]:
         """Return each rank's store, and which of the images (N,) are in that of any; every rank must call."""
+        store = ranks.agreed(lambda: cls(folder, run, ranks.rank))
         done = torch.zeros(size, dtype=torch.uint8)
-
-        def opened() -> FeatureStore:
-            store = cls(folder, run, ranks.rank)
-            done[store.indices()] = 1
-            return store
-
-        store = ranks.agreed(opened)
+        done[ranks.agreed(store.indices)] = 1
         ranks.sum_(done)
         store.share_skipped(ranks)
         return store, done.bool().numpy()
 
     @staticmethod
     def is_at(folder: Path) -> bool:
-        """Tell whether a folder holds shards."""
+        """Return whether a folder holds shards."""
         return next(folder.glob(_NAME), None) is not None
 
     @property
@@ -116,13 +111,7 @@ class FeatureStore:
         return sum(rows.features.nbytes for rows in self._waiting)
 
     def indices(self) -> Tensor:
-        """Return the numbers (N,) of all images here, with those that could not be read.
-
-        Raises
-        ------
-        CamhookError
-            If an image is in two shards.
-        """
+        """Return the numbers (N,) of all images here, with those that could not be read; twice is an error."""
         waiting = [rows.indices for rows in self._waiting]
         found = torch.cat([torch.tensor(list(self.skipped), dtype=torch.int64), *self._indices, *waiting])
         if len(found.unique()) < len(found):
@@ -188,10 +177,7 @@ class FeatureStore:
         yield from self._waiting
 
     def assigned(self, ranks: Ranks) -> list[str]:
-        """Return the names of the shards that this rank is to read: each goes to one rank that sees it.
-
-        Every rank must call.
-        """
+        """Return the shards that this rank is to read: each goes to one rank that sees it; every rank must call."""
         seen_by: dict[str, list[int]] = {}
         for rank, names in enumerate(ranks.gathered(list(self._shards))):
             for name in names:
@@ -200,10 +186,7 @@ class FeatureStore:
         return [name for number, (name, seen) in shared if seen[number % len(seen)] == ranks.rank]
 
     def gathered(self, ranks: Ranks) -> list[Rows]:
-        """Return all rows, in blocks, on the first rank; every rank must call.
-
-        The first rank reads the shards that it sees; the others send what it does not.
-        """
+        """Return all rows, in blocks, on the first rank, to which others send what it does not see; all ranks call."""
         first = ranks.gathered(list(self._shards))[0]
         if ranks.world == 1:
             return list(self.blocks())
@@ -218,14 +201,11 @@ class FeatureStore:
             self._check(self.folder, {name: self.run.get(name) for name in run}, run)
 
     def _check(self, path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        differing = [
-            f"{name}: {then.get(name)!r} then, {now.get(name)!r} now"
-            for name in sorted({*then, *now})
-            if then.get(name) != now.get(name)
-        ]
+        differing = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
         if differing:
+            listed = "; ".join(f"{name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in differing)
             advice = "Run the earlier command again, or pass another folder."
-            raise CamhookError(f"{path} is of another run ({'; '.join(differing)}). {advice}")
+            raise CamhookError(f"{path} is of another run ({listed}). {advice}")
 
     def _open(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -233,7 +213,7 @@ class FeatureStore:
                 f"{folder} is a file, expected a folder of feature shards. Earlier versions of camhook wrote such "
                 "checkpoints, which cannot be continued. Pass another path; the images are then run again."
             )
-        if self.rank == 0:
+        if self.rank == 0 and self.run is not None:  # else it is only read, perhaps while another process writes
             for partial in folder.glob(f".{_NAME}.part"):  # of a killed run
                 partial.unlink(missing_ok=True)
         for path in sorted(folder.glob(_NAME)):

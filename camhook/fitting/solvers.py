@@ -158,9 +158,7 @@ def solve_logistic(
     counts = class_counts(rows.targets, num_classes)
     check_counts(counts, single=kind == "labels")
     if (everywhere := counts == len(rows)).any():
-        raise CamhookError(
-            f"Class {int(everywhere.nonzero()[0])} is in every image; add images without, or leave it out."
-        )
+        raise CamhookError(f"Class {int(everywhere.nonzero()[0])} is in every image; add others, or leave it out.")
     x: Array = rows.features.cpu().double().numpy()
     w: Array = rows.weights.cpu().double().numpy()
     mean = w @ x / w.sum()
@@ -187,9 +185,7 @@ def solve_logistic(
     if len(penalties) > 1:
         if folds is None or folds.shape != used.shape or len(folds.unique()) < 2:
             found = "no folds" if folds is None else f"folds of shape {tuple(folds.shape)}"
-            raise CamhookError(
-                f"Found {found} for {len(penalties)} penalties; pass two folds or more (N,), or one penalty."
-            )
+            raise CamhookError(f"Found {found} for {len(penalties)} penalties; pass two folds or more, or one penalty.")
         errors, fold = np.zeros(len(penalties)), folds.cpu()[used.cpu()].numpy()
         for number in np.unique(fold):
             outside = w * (fold == number)

@@ -16,6 +16,7 @@ from camhook.targets import ClassNames
 
 __all__ = ["Targets", "balanced_weights", "find_targets", "known_classes"]
 
+_UNKNOWN = torch.zeros(0, dtype=torch.int64)
 ClassWeight = Literal["balanced"] | Sequence[float] | Tensor | None
 
 
@@ -29,8 +30,8 @@ class Targets:
         See `camhook.fitting.rows.TargetKind`; K; one name per class, or none.
     labels : Tensor, optional
         (N,) or (N, K), where the data's labels are known: they count, not those that were stored with the features.
-    of_label, of_prediction : Tensor, optional
-        From a label in the data, or from the model's top class, to the probe's class. None: unknown.
+    of_label, of_prediction : Tensor
+        From a label in the data, or from the model's top class, to the probe's class; empty where that is not known.
     class_weights, sample_weights : Tensor, optional
         (K,) and (N,).
     """
@@ -39,8 +40,8 @@ class Targets:
     num_classes: int
     class_names: tuple[str, ...]
     labels: Tensor | None = None
-    of_label: Tensor | None = None
-    of_prediction: Tensor | None = None
+    of_label: Tensor = _UNKNOWN
+    of_prediction: Tensor = _UNKNOWN
     class_weights: Tensor | None = None
     sample_weights: Tensor | None = None
 
@@ -66,13 +67,11 @@ class Targets:
             weights = weights * self.sample_weights[rows.indices].to(weights.device)
         if self.class_weights is not None:
             weights = weights * _translated(targets, self.class_weights, missing=0.0)
-        unknown = torch.full_like(rows.predictions, -1)
         if self.kind == "logits":
-            labels = unknown if self.of_label is None else _translated(labels, self.of_label)
-            predictions = targets.argmax(1)
+            labels, predictions = _translated(labels, self.of_label), targets.argmax(1)
         else:
-            labels = targets if self.kind == "labels" else unknown
-            predictions = unknown if self.of_prediction is None else _translated(rows.predictions, self.of_prediction)
+            labels = targets if self.kind == "labels" else torch.full_like(rows.predictions, -1)
+            predictions = _translated(rows.predictions, self.of_prediction)
         return replace(rows, targets=targets, labels=labels, predictions=predictions, weights=weights)
 
 
@@ -119,7 +118,8 @@ def find_targets(
         if class_weight is not None:
             raise CamhookError("Found class_weight= for targets='logits', which have no classes; leave it out.")
         own = tuple(model_names.label(c) for c in range(num_logits)) if len(model_names) == num_logits else ()
-        of_label = known_classes(names, model_names, num_logits)
+        found = known_classes(names, model_names, num_logits)
+        of_label = _UNKNOWN if found is None else found
         return Targets("logits", num_logits, own, labels, of_label, sample_weights=sample_weights)
     if first is None:
         raise CamhookError(
@@ -139,7 +139,7 @@ def find_targets(
         num_classes=count,
         class_names=names,
         labels=labels,
-        of_prediction=of_prediction if comparable else None,
+        of_prediction=of_prediction if comparable else _UNKNOWN,
         class_weights=_class_weights(class_weight, labels, count, single=single),
         sample_weights=sample_weights,
     )
@@ -176,9 +176,8 @@ def balanced_weights(class_counts: Tensor) -> Tensor:
 
 def _translated(classes: Tensor, table: Tensor, missing: float = -1) -> Tensor:
     """Return the entry of each class (B,) in a table (K,), and another number for classes that are not in it."""
-    known = (classes >= 0) & (classes < len(table))
-    found = table.to(classes.device)[torch.where(known, classes, 0).long()]
-    return torch.where(known, found, missing)
+    padded = torch.cat([table, table.new_full((1,), missing)]).to(classes.device)
+    return padded[torch.where((classes >= 0) & (classes < len(table)), classes, len(table)).long()]
 
 
 def _count(first: Tensor, names: Sequence[str], num_classes: int | None, labels: Tensor | None) -> int:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import camhook
-from camhook import CamhookError, ImageError, UnsupportedModelError
+from camhook import CamhookError, DependencyError, ImageError, UnsupportedModelError
 from camhook.cam import CAM
 from camhook.cli.main import main
 from camhook.engine.features import head_parameters
@@ -437,6 +437,13 @@ IMAGES, LABELS = digits(60)
 def test_what_cannot_be_fitted_to(data: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises((CamhookError, ImageError), match=words):
         wrapped().fit(data, progress=False, **options)
+
+
+def test_logistic_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camhook.fitting.fit.find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match=r'pip install "camhook\[fit\]"'):
+        wrapped().fit((IMAGES, LABELS), solver="logistic", progress=False)
+    wrapped().fit((IMAGES, LABELS), progress=False)
 
 
 def test_features_that_overflow_are_named() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from PIL import Image
 from sklearn.metrics import r2_score, top_k_accuracy_score
 from torch import Tensor
@@ -205,6 +206,7 @@ def test_it_draws(report: FitReport) -> None:
     assert isinstance(picture, Image.Image)
     assert picture.width > 300
     assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 20
+    assert pyplot.get_fignums() == []  # of the user's own
 
 
 def test_charts() -> None:
