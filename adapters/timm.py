@@ -154,11 +154,3 @@ def forward(model: Any, images: Tensor) -> Any:
 def is_from_module(name: str) -> Callable[[nn.Module], bool]:
     """Return a predicate that holds for models whose class is defined in ``timm.models.<name>``."""
     return lambda model: any(kind.__module__ == f"timm.models.{name}" for kind in type(model).__mro__)
-
-
-head_names = head_modules  # earlier names, until fitting/ has moved to `head_modules` and `libraries.model_name`
-
-
-def model_name(model: nn.Module) -> str:
-    """Return timm's name of the architecture, or the class name."""
-    return architecture(model) or type(model).__name__
