@@ -157,7 +157,7 @@ class CAM:
         return self._result(self.reader.explain_pass(passed), passed.images[0], None, target, topk, contrast)
 
     def fit(self, data: Any, *, targets: Any = "labels", pool: Any = "gap", **options: Any) -> FitReport:
-        """Fit a linear probe on the frozen features, keep it as this CAM's probe, and report how faithful it is.
+        """Fit a linear probe on the frozen features, keep it as this CAM's probe, and report its fidelity.
 
         Parameters
         ----------
