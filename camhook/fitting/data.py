@@ -72,13 +72,7 @@ def as_source(data: Any, columns: tuple[str, str] | None = None) -> Source:
 
 
 def known_labels(source: Source, first: Batch[int] | None, num_features: int) -> tuple[Tensor | None, Tensor | None]:
-    """Return the label of the first image, and those of all where they are known before the images are read.
-
-    Raises
-    ------
-    CamhookError
-        If the data are features, and not as many.
-    """
+    """Return the label of the first image, and those of all where they are known before the images are read."""
     if not isinstance(source, FeatureStore):
         found = None if first is None else labels_of(first)
         return None if found is None else found[0], source.labels
