@@ -134,7 +134,7 @@ def fit(
     doubles, and a byte says of each image whether it is done. Every rank has that. Labels known before an image is read
     (folders, tensors, lists, ``.targets``, columns of classes) are always the data's; others are stored with features.
 
-    Measured on one CPU core for C = 2,048 and K = 1,000: moments take 0.36 ms an image beside 60 ms for a ResNet-18, and
+    Measured on one CPU core, C = 2,048 and K = 1,000: moments take 0.36 ms an image beside 60 ms for a ResNet-18, and
     238 MiB; a full hold-out takes 80 MiB, the solve 3 s, or 23 s with 21 penalties. The 1.28 million images of
     ImageNet-1k take 10.5 GB as shards.
 
